@@ -1,0 +1,1 @@
+"""The command `sordino`: one module a verb, heavy imports inside the verb."""

@@ -1,0 +1,1 @@
+"""What runs on a device: the quantized base, LoRA, private training, the data."""

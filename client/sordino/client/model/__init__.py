@@ -1,0 +1,1 @@
+"""The frozen, quantized base model: file formats, the decoder, the model cache."""

@@ -1,0 +1,142 @@
+"""Frozen weight matrices that stay quantized in memory and are made dense one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sordino.client.model.blocks import BlockFormat
+
+
+class Matrix(Protocol):
+    """A frozen ``[rows, columns]`` weight.
+
+    Attributes:
+        rows: Output features.
+        columns: Input features.
+        nbytes: Bytes that the quantized form holds.
+    """
+
+    rows: int
+    columns: int
+    nbytes: int
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return all of it, ``[rows, columns]``; the caller drops it after one use."""
+        ...
+
+    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return rows ``start:stop``, for a head too large to be made dense at once."""
+        ...
+
+    def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the rows that `ids` (int64, 1-D) names, for an embedding."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlockMatrix:
+    """A matrix in GGUF blocks, as it lies in the mapped file.
+
+    Attributes:
+        raw: ``uint8[rows, bytes_per_row]``, usually a view of the mapped file.
+        format: The block format.
+        columns: Values in a row.
+        rotary_heads: If above zero, the rows lie in GGUF's rotary order for this many heads (the
+            llama architecture stores q and k so). Rows are whole blocks, so the order is undone on
+            the codes of one layer at a time, and no process holds a copy of its own.
+    """
+
+    raw: Tensor
+    format: BlockFormat
+    columns: int
+    rotary_heads: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Output features."""
+        return self.raw.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the quantized form."""
+        return self.raw.numel()
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize the whole matrix."""
+        raw = self.raw
+        if self.rotary_heads:
+            pairs = raw.view(self.rotary_heads, -1, 2, raw.shape[1])
+            raw = pairs.transpose(1, 2).reshape(raw.shape)
+        return self._dequantize(raw, dtype)
+
+    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize rows ``start:stop``."""
+        if self.rotary_heads:
+            return self.dense(dtype)[start:stop]
+        return self._dequantize(self.raw[start:stop], dtype)
+
+    def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize the named rows only."""
+        return self._dequantize(self.raw[ids], dtype)
+
+    def _dequantize(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        values = self.format.dequantize(raw.reshape(-1, self.format.bytes))
+        return values.view(raw.shape[0], self.columns).to(dtype)
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """Symmetric int8 with one scale a row: the plain form of a Hugging Face folder.
+
+    Attributes:
+        codes: ``int8[rows, columns]``.
+        scales: ``float32[rows, 1]``.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Output features."""
+        return self.codes.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Input features."""
+        return self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the quantized form."""
+        return self.codes.numel() + 4 * self.scales.numel()
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize the whole matrix."""
+        return self.tile(0, self.rows, dtype)
+
+    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize rows ``start:stop``."""
+        return self.codes[start:stop].float().mul_(self.scales[start:stop]).to(dtype)
+
+    def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantize the named rows only."""
+        return self.codes[ids].float().mul_(self.scales[ids]).to(dtype)
+
+
+def quantize_int8(weight: Tensor) -> Int8Matrix:
+    """Quantize ``float[rows, columns]`` to int8, rounding to nearest, one scale a row.
+
+    >>> m = quantize_int8(torch.tensor([[1.0, -2.0], [0.0, 0.0]]))
+    >>> m.dense().tolist()
+    [[1.0078740119934082, -2.0], [0.0, 0.0]]
+    """
+    weight = weight.float()
+    scales = weight.abs().amax(dim=1, keepdim=True).div_(127)
+    safe = torch.where(scales > 0, scales, torch.ones_like(scales))
+    codes = (weight / safe).round_().clamp_(-127, 127).to(torch.int8)
+    return Int8Matrix(codes, scales)

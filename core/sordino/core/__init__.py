@@ -1,0 +1,1 @@
+"""What the coordinator and the devices share: records, configuration, errors, the wire codec."""

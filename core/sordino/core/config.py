@@ -1,0 +1,214 @@
+"""The settings of an experiment: one frozen dataclass a section, read from TOML.
+
+`PrivacyConfig` decides the guarantee. `PerformanceConfig` decides speed and memory only: nothing in
+it may change ε, and the two are separate types so that no function can take one for the other.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sordino.core.errors import ConfigError, expected
+from sordino.core.settings import build, set_by_path
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def _require(ok: bool, field_name: str, value: object, required: str, todo: str = "") -> None:
+    if not ok:
+        raise ConfigError(expected(field_name, value, required, todo))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The frozen base: a shipped or fetched name, a GGUF file, or a Hugging Face folder."""
+
+    name: str = "pocket"
+    quantization: Literal["int8", "nf4"] = "int8"  # for a Hugging Face folder; a GGUF keeps its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Whose records are trained on, and how many of each user's are held out."""
+
+    source: str = "shakespeare"  # or a JSONL/Parquet file, or a Hugging Face dataset folder
+    user_column: str = "user"
+    users: tuple[str, ...] = ()  # empty: the users with most records
+    clients: int = 8
+    max_records: int = 0  # per user; 0: all
+    max_tokens: int = 64  # a longer record is cut
+    held_out: float = 0.2  # the last part of each user's records
+
+    def __post_init__(self) -> None:
+        _require(self.clients >= 1, "data.clients", self.clients, ">= 1")
+        _require(self.max_records >= 0, "data.max_records", self.max_records, ">= 0 (0: all)")
+        _require(self.max_tokens >= 2, "data.max_tokens", self.max_tokens, ">= 2")
+        _require(0 < self.held_out < 1, "data.held_out", self.held_out, "in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter. `ffa` freezes A at a public seed, so only B is trained and averaged: exact."""
+
+    aggregation: Literal["ffa", "rolora", "fedit"] = "ffa"
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ATTENTION + MLP
+    init_seed: int = 0  # public: A is the same on every device
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "lora.rank", self.rank, ">= 1")
+        _require(self.alpha > 0, "lora.alpha", self.alpha, "> 0")
+        _require(bool(self.targets), "lora.targets", self.targets, "not empty")
+        _require(self.init_seed >= 0, "lora.init_seed", self.init_seed, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The local optimizer. Post-processing of the noised sum, so it can't change the guarantee."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    local_steps: int = 10
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.learning_rate < math.inf,
+            "train.learning_rate",
+            self.learning_rate,
+            "finite and > 0",
+        )
+        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
+        _require(self.local_steps >= 1, "train.local_steps", self.local_steps, ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What the guarantee is made of. Give a target `epsilon`, or a `noise_multiplier` of your own."""
+
+    trust: Literal["local", "central", "distributed", "none"] = "local"
+    epsilon: float = 8.0  # for the whole run; the noise is solved for
+    delta: float = 1e-5
+    noise_multiplier: float | None = None  # given: used as it is, and epsilon is what comes out
+    clip_norm: float = 1.0
+    sampling_rate: float = 0.1
+    expected_batch: float = 13.0  # the public divisor; about sampling_rate × a typical client's records
+    seeded_noise: bool = False  # reproducible, and then not private: for tests and method studies
+
+    def __post_init__(self) -> None:
+        _require(
+            self.trust != "distributed",
+            "privacy.trust",
+            self.trust,
+            "other than distributed",
+            "it needs secure aggregation, which does not exist here yet; use local",
+        )
+        _require(
+            self.trust != "central",
+            "privacy.trust",
+            self.trust,
+            "local or none",
+            "central trust is not available in this release",
+        )
+        _require(0 < self.epsilon < math.inf, "privacy.epsilon", self.epsilon, "finite and > 0")
+        _require(0 < self.delta < 1, "privacy.delta", self.delta, "in (0, 1)")
+        if self.noise_multiplier is not None:
+            _require(
+                0 < self.noise_multiplier < math.inf,
+                "privacy.noise_multiplier",
+                self.noise_multiplier,
+                "finite and > 0",
+                'for a run without privacy set privacy.trust = "none"',
+            )
+        _require(
+            0 < self.clip_norm < math.inf, "privacy.clip_norm", self.clip_norm, "finite and > 0"
+        )
+        _require(
+            0 < self.sampling_rate <= 1, "privacy.sampling_rate", self.sampling_rate, "in (0, 1]"
+        )
+        _require(
+            0 < self.expected_batch < math.inf,
+            "privacy.expected_batch",
+            self.expected_batch,
+            "finite and > 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """Rounds and the cohort."""
+
+    rounds: int = 3
+    min_updates: int = 1  # a round with fewer valid updates fails
+    round_timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _require(self.rounds >= 1, "federation.rounds", self.rounds, ">= 1")
+        _require(self.min_updates >= 1, "federation.min_updates", self.min_updates, ">= 1")
+        _require(
+            0 < self.round_timeout_s < math.inf,
+            "federation.round_timeout_s",
+            self.round_timeout_s,
+            "finite and > 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceConfig:
+    """Speed and memory. Nothing here may change the guarantee or, but for rounding, the result."""
+
+    workers: int = 2  # processes that share one mapped base; 0: in this process
+    micro_batch: int = 8  # records that go through the model at once
+    checkpoint: bool = False  # recompute each layer in the backward: slower, far smaller
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "performance.workers", self.workers, ">= 0")
+        _require(self.micro_batch >= 1, "performance.micro_batch", self.micro_batch, ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything that a simulated run needs."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+        clients = len(self.data.users) or self.data.clients
+        _require(
+            self.federation.min_updates <= clients,
+            "federation.min_updates",
+            self.federation.min_updates,
+            f"<= the number of clients ({clients})",
+        )
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read an experiment from a TOML file and apply ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: The file can't be read, isn't TOML, or holds something impossible.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for assignment in overrides:
+        set_by_path(table, assignment)
+    return build(ExperimentConfig, table)

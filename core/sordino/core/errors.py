@@ -1,0 +1,77 @@
+"""The one tree of errors that Sordino raises.
+
+    SordinoError                  exit code 1
+    ├── ConfigError               exit code 2   a setting is unknown, of the wrong type, or impossible
+    ├── DataError                 exit code 2   a dataset can't be read, or has no usable record
+    ├── ModelError                exit code 2   a base model or adapter can't be had, or isn't supported
+    ├── PlanError                 exit code 2   a privacy plan is impossible, or was used against its terms
+    ├── LedgerError               exit code 1   the ledger can't be read, written or believed
+    ├── UpdateRejectedError       exit code 1   an update differs from what the round allows
+    └── RoundFailedError          exit code 1   too few valid updates to go on
+
+A message names the field, the value, what was required, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SordinoError(Exception):
+    """Base of every error that is the user's to act on."""
+
+    exit_code = 1
+
+
+class ConfigError(SordinoError):
+    """A setting is unknown, has the wrong type, or can't be."""
+
+    exit_code = 2
+
+
+class DataError(SordinoError):
+    """A dataset can't be read, or holds nothing usable."""
+
+    exit_code = 2
+
+
+class ModelError(SordinoError):
+    """A base model or an adapter can't be had, or isn't supported."""
+
+    exit_code = 2
+
+
+class PlanError(SordinoError):
+    """A privacy plan is impossible, or something tried to go beyond its terms."""
+
+    exit_code = 2
+
+
+class LedgerError(SordinoError):
+    """The ledger can't be read, written or believed."""
+
+
+class UpdateRejectedError(SordinoError):
+    """An update differs from what the round's manifest and plan allow.
+
+    Attributes:
+        reason: A stable word for logs and counters, for example ``"not-finite"``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class RoundFailedError(SordinoError):
+    """A round ended with fewer valid updates than it needs."""
+
+
+def expected(field: str, value: object, required: str, todo: str = "") -> str:
+    """Phrase a refusal the same way everywhere.
+
+    >>> expected("clip_norm", -1.0, "> 0")
+    'expected clip_norm > 0, got -1.0'
+    >>> expected("delta", 1.0, "in (0, 1)", "use 1e-5, or less than one over the number of records")
+    'expected delta in (0, 1), got 1.0: use 1e-5, or less than one over the number of records'
+    """
+    tail = f": {todo}" if todo else ""
+    return f"expected {field} {required}, got {value!r}{tail}"

@@ -1,0 +1,1 @@
+"""What runs on the coordinator: aggregation, strategy, reports. Never imports torch."""

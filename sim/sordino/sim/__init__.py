@@ -1,0 +1,1 @@
+"""Federations on one machine: populations, the local grid, and whole experiments."""
