@@ -6,6 +6,8 @@
     ├── ModelError                exit code 2   a base model or adapter can't be had, or isn't supported
     ├── PlanError                 exit code 2   a privacy plan is impossible, or was used against its terms
     ├── LedgerError               exit code 1   the ledger can't be read, written or believed
+    ├── ReportError               exit code 1   a report is impossible, or can't be read
+    ├── WireError                 exit code 1   bytes or records are not the message they should be
     ├── UpdateRejectedError       exit code 1   an update differs from what the round allows
     └── RoundFailedError          exit code 1   too few valid updates to go on
 
@@ -47,6 +49,14 @@ class PlanError(SordinoError):
 
 class LedgerError(SordinoError):
     """The ledger can't be read, written or believed."""
+
+
+class WireError(SordinoError):
+    """Bytes or records are not the message that they should be."""
+
+
+class ReportError(SordinoError):
+    """A report holds something impossible, or can't be read or written."""
 
 
 class UpdateRejectedError(SordinoError):

@@ -1,4 +1,4 @@
-"""Figures with an interval and a method: the paired bootstrap over records, and careful rounding."""
+"""Figures with an interval and a method: the paired bootstrap over records; careful rounding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
 from sordino.core.errors import DataError, expected
 
 _CHUNK_ELEMENTS = 1 << 18  # drawn indices held at once: 2 MB, whatever the number of records
@@ -110,7 +109,7 @@ def round_down(value: float, decimals: int) -> float:
 
 
 def _rounded(value: float, decimals: int, direction: str) -> float:
-    if not math.isfinite(value):
+    if not math.isfinite(value) or abs(value) >= 1e15:  # no decimals left to round
         return value
     # repr is the shortest decimal that is this float: 0.1 stays 0.1 and isn't pushed up to 0.11.
     return float(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), direction))

@@ -20,9 +20,14 @@ class Matrix(Protocol):
         nbytes: Bytes that the quantized form holds.
     """
 
-    rows: int
-    columns: int
-    nbytes: int
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+
+    @property
+    def columns(self) -> int: ...  # noqa: D102
+
+    @property
+    def nbytes(self) -> int: ...  # noqa: D102
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return all of it, ``[rows, columns]``; the caller drops it after one use."""

@@ -1,0 +1,1 @@
+"""Users and their records: Shakespeare's roles, or files of one's own."""

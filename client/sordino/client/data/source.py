@@ -1,0 +1,125 @@
+"""The source that a configuration names, and the users of it that take part."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sordino.client.data import files, shakespeare
+from sordino.client.data.records import Record, Source, UserData, dataset_id, ordered_counts, split
+from sordino.core.config import DataConfig
+from sordino.core.errors import DataError
+
+
+class ShakespeareSource:
+    """Speaking roles as users; without names, those of the demo's plays."""
+
+    label = "shakespeare"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        named = {play for play, slash, _ in (u.partition("/") for u in config.users) if slash}
+        self._roles = shakespeare.roles(sorted({*shakespeare.DEMO, *named}))
+
+    def users(self) -> Mapping[str, int]:
+        """How many speeches each role has; the most first, then by name."""
+        return {user: len(texts) for user, texts in self._roles.items()}
+
+    def user(self, name: str) -> UserData:
+        """One role's speeches, of any play.
+
+        Raises:
+            DataError: There is no such play or role.
+        """
+        play, slash, _ = name.partition("/")
+        if not slash:
+            raise DataError(_unknown(name, self._roles, "a user is a play and a role"))
+        texts = shakespeare.roles([play])
+        if name not in texts:
+            raise DataError(_unknown(name, texts))
+        records = [Record(text=text) for text in texts[name]]
+        return _user_data(name, self.label, records, self._config)
+
+
+class FileSource:
+    """The users of a JSONL or Parquet file, or of a Hugging Face dataset's folder.
+
+    The identity under which budgets are kept is the file's name without folder and ending, so that
+    neither an edited nor a moved or converted file starts a fresh budget; renaming it does.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        path = Path(config.source)
+        self._config = config
+        self._loaded = files.load(path, config.user_column)
+        self.label = path.resolve().stem if path.is_file() else path.resolve().name
+        self.notes = tuple(self._notes())
+
+    def users(self) -> Mapping[str, int]:
+        """How many usable records each user has; the most first, then by name."""
+        return ordered_counts({user: len(some) for user, some in self._loaded.records.items()})
+
+    def user(self, name: str) -> UserData:
+        """One user's records in the order of the file.
+
+        Raises:
+            DataError: There is no such user.
+        """
+        if name not in self._loaded.records:
+            raise DataError(_unknown(name, self._loaded.records))
+        return _user_data(name, self.label, self._loaded.records[name], self._config)
+
+    def _notes(self) -> Iterable[str]:
+        for reason, count in self._loaded.skipped.items():
+            yield f"{count} rows were skipped: {reason}"
+        if len(self._loaded.records) == 1:
+            yield "all records belong to one user: nothing is federated with one client"
+
+
+def open_source(config: DataConfig) -> Source:
+    """Open what `config.source` names.
+
+    Raises:
+        DataError: It can't be read, or holds nothing usable.
+    """
+    return ShakespeareSource(config) if config.source == "shakespeare" else FileSource(config)
+
+
+def select_users(source: Source, config: DataConfig) -> tuple[str, ...]:
+    """The users that take part: those that are named, or the `clients` with most records.
+
+    Raises:
+        DataError: A name is unknown or given twice, or the source has too few users.
+    """
+    if config.users:
+        if len(set(config.users)) < len(config.users):
+            raise DataError(f"data.users names a user twice: {', '.join(config.users)}")
+        for name in config.users:
+            source.user(name)
+        return config.users
+    users = tuple(source.users())
+    if len(users) < config.clients:
+        raise DataError(
+            f"expected data.clients <= {len(users)} (the users of {source.label}), "
+            f"got {config.clients}"
+        )
+    return users[: config.clients]
+
+
+def _user_data(user: str, identity: str, records: Iterable[Record], config: DataConfig) -> UserData:
+    train, held_out = split(
+        tuple(records), held_out=config.held_out, max_records=config.max_records
+    )
+    return UserData(
+        user=user, dataset_id=dataset_id(identity, user), train=train, held_out=held_out
+    )
+
+
+def _unknown(name: str, known: Iterable[str], hint: str = "") -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    there = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names[:10])}"
+    more = ", …" if not near and len(names) > 10 else ""
+    return f"no user is called {name!r}: {hint + ', and ' if hint else ''}{there}{more}"

@@ -1,0 +1,211 @@
+"""A GGUF file as an index of tensors over one memory map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sordino.client.model.architecture import Architecture
+from sordino.client.model.blocks import block_format
+from sordino.client.model.decoder import Decoder
+from sordino.client.model.matrices import BlockMatrix, Matrix
+from sordino.client.model.shapes import check_complete
+from sordino.core.errors import ModelError
+
+_LINEARS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_GLOBALS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor of the file: its block type, its shape as ``[rows, columns]``, where it lies."""
+
+    name: str
+    type: str
+    rows: int
+    columns: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufIndex:
+    """What is needed to open a file again without parsing it.
+
+    Attributes:
+        sha256: Of the whole file.
+        size: Bytes of the file.
+        mtime_ns: When the file was last changed; with `size`, tells whether the index still holds.
+        architecture: GGUF's name of the architecture.
+        file_type: The commonest block type among the linears, for people.
+        tensors: In the file's order.
+    """
+
+    sha256: str
+    size: int
+    mtime_ns: int
+    architecture: str
+    file_type: str
+    tensors: tuple[TensorEntry, ...]
+
+    def to_json(self) -> str:
+        """Encode for the file beside the model."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> GgufIndex:
+        """Decode what `to_json` wrote."""
+        table: dict[str, Any] = json.loads(text)
+        tensors = tuple(TensorEntry(**entry) for entry in table.pop("tensors"))
+        return cls(tensors=tensors, **table)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file without reading it all into memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_index(path: Path) -> GgufIndex:
+    """Parse a GGUF file's header.
+
+    Raises:
+        ModelError: The file isn't GGUF, or is cut short.
+    """
+    import gguf  # a second's worth of parsing: only where there is no stored index
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ModelError(f"can't read {path} as a GGUF file: {error}") from error
+    field = reader.fields.get("general.architecture")
+    stat = path.stat()
+    tensors = tuple(_entry(tensor) for tensor in reader.tensors)
+    types = [t.type for t in tensors if t.name.startswith("blk.") and t.rows > 1]
+    return GgufIndex(
+        sha256=file_sha256(path),
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        architecture=str(field.contents()) if field else "",
+        file_type=max(set(types), key=types.count) if types else "F32",
+        tensors=tensors,
+    )
+
+
+def load_index(path: Path, beside: Path) -> GgufIndex:
+    """Return the stored index if the file hasn't changed since, else parse it and store it.
+
+    Args:
+        path: The GGUF file.
+        beside: Where the index is kept; where it can't be written, it is only returned.
+    """
+    stat = path.stat()
+    try:
+        stored = GgufIndex.from_json(beside.read_text(encoding="utf-8"))
+        if (stored.size, stored.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return stored
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # none yet, or of another version: it is only a cache
+    index = read_index(path)
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        part = beside.with_suffix(f".{os.getpid()}.part")
+        part.write_text(index.to_json(), encoding="utf-8")
+        part.replace(beside)
+    except OSError:
+        pass  # a read-only cache costs a second at each opening, nothing else
+    return index
+
+
+def open_gguf(path: Path, index: GgufIndex, architecture: Architecture) -> Decoder:
+    """Map a GGUF file and lay a decoder over it.
+
+    Nothing is copied but the norms: every process that maps the file shares its pages.
+
+    Raises:
+        ModelError: A tensor is missing, has the wrong shape, or its block type isn't supported.
+    """
+    mapped = torch.from_file(str(path), shared=False, size=index.size, dtype=torch.uint8)
+    matrices: dict[str, Matrix] = {}
+    norms: dict[str, Tensor] = {}
+    for entry in index.tensors:
+        name = _decoder_name(entry.name)
+        if name is None:
+            continue
+        if name.endswith("norm"):
+            norms[name] = _vector(mapped, entry)
+        else:
+            matrices[name] = _matrix(mapped, entry, _rotary_heads(name, index, architecture))
+    check_complete(architecture, matrices, norms)
+    return Decoder(architecture, matrices, norms)
+
+
+def _entry(tensor: Any) -> TensorEntry:
+    shape = [int(n) for n in reversed(tensor.shape)]
+    rows, columns = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+    return TensorEntry(
+        name=str(tensor.name),
+        type=str(tensor.tensor_type.name),
+        rows=rows,
+        columns=columns,
+        offset=int(tensor.data_offset),
+        nbytes=int(tensor.n_bytes),
+    )
+
+
+def _decoder_name(gguf_name: str) -> str | None:
+    stem, _, suffix = gguf_name.rpartition(".")
+    if suffix != "weight":
+        return _refuse(gguf_name)
+    if stem in _GLOBALS:
+        return _GLOBALS[stem]
+    if stem == "rope_freqs":
+        return _refuse(gguf_name)
+    _, index, part = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
+    if part not in _LINEARS:
+        return _refuse(gguf_name)
+    return f"layers.{index}.{_LINEARS[part]}"
+
+
+def _refuse(gguf_name: str) -> None:
+    raise ModelError(
+        f"tensor {gguf_name} belongs to a layer that is not supported: supported parts are "
+        f"{', '.join([*_GLOBALS, *_LINEARS])}"
+    )
+
+
+def _rotary_heads(name: str, index: GgufIndex, arch: Architecture) -> int:
+    if index.architecture != "llama":
+        return 0
+    if name.endswith("q_proj"):
+        return arch.heads
+    return arch.kv_heads if name.endswith("k_proj") else 0
+
+
+def _matrix(mapped: Tensor, entry: TensorEntry, rotary_heads: int) -> BlockMatrix:
+    fmt = block_format(entry.type, entry.name)
+    raw = mapped[entry.offset : entry.offset + entry.nbytes].view(entry.rows, -1)
+    return BlockMatrix(raw, fmt, entry.columns, rotary_heads)
+
+
+def _vector(mapped: Tensor, entry: TensorEntry) -> Tensor:
+    fmt = block_format(entry.type, entry.name)
+    raw = mapped[entry.offset : entry.offset + entry.nbytes].view(-1, fmt.bytes)
+    return fmt.dequantize(raw).flatten().clone()

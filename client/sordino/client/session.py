@@ -1,0 +1,177 @@
+"""One client's data over one warm base: what the ClientApp trains with.
+
+A process opens a base once and keeps it; a client is its records, its folder, and nothing of the
+model, so that going from one client to the next costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from sordino.client.app import LocalWork, NodeConfig
+from sordino.client.data.records import Record, Source
+from sordino.client.data.source import open_source, select_users
+from sordino.client.data.tokens import TokenizerFile, TokenRecord
+from sordino.client.model.store import BaseModel, cache_root, open_base, resolve_model
+from sordino.client.train import Mechanism, Observations, Tensors, train_round
+from sordino.core.config import DataConfig, ModelConfig, PerformanceConfig
+from sordino.core.errors import ConfigError, DataError, expected
+from sordino.core.settings import build
+from sordino.privacy.noise import NoiseSource, seeded_source, system_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings:
+    """A device's own configuration, flat, as Flower's ``node-config`` carries it.
+
+    Attributes:
+        model: As `ModelConfig.name`.
+        quantization: As `ModelConfig.quantization`.
+        data: As `DataConfig.source`.
+        user: Whose records; empty: the `partition_id`-th of the source's users.
+        partition_id: Which user, where `user` is empty.
+        num_partitions: How many nodes there are; Flower's simulation sets it.
+        state_dir: The client's own folder: ledger, kept updates, observations.
+        cache_dir: The model cache; empty: the user's.
+        allow_no_privacy: The owner's explicit word that training without privacy may happen.
+        noise_seed: Not negative: noise and batches are reproducible, and not private.
+    """
+
+    model: str = "pocket"
+    quantization: str = "int8"
+    data: str = "shakespeare"
+    user_column: str = "user"
+    user: str = ""
+    partition_id: int = 0
+    num_partitions: int = 1
+    max_records: int = 0
+    max_tokens: int = 64
+    held_out: float = 0.2
+    state_dir: str = ""
+    cache_dir: str = ""
+    allow_no_privacy: bool = False
+    noise_seed: int = -1
+    micro_batch: int = 8
+    checkpoint: bool = False
+
+    def data_config(self) -> DataConfig:
+        """The part that says which records."""
+        return DataConfig(
+            source=self.data,
+            user_column=self.user_column,
+            users=(self.user,) if self.user else (),
+            clients=max(self.num_partitions, self.partition_id + 1),
+            max_records=self.max_records,
+            max_tokens=self.max_tokens,
+            held_out=self.held_out,
+        )
+
+
+@dataclass(frozen=True)
+class ClientSession:
+    """A client that is ready to train; see `sordino.client.app.Session`."""
+
+    client_id: str
+    dataset_id: str
+    state_dir: Path
+    allow_no_privacy: bool
+    base: BaseModel
+    records: tuple[TokenRecord, ...]
+    held_out: tuple[TokenRecord, ...]
+    performance: PerformanceConfig
+    noise_seed: int
+
+    @property
+    def base_sha256(self) -> str:
+        """Hash of the base model's file."""
+        return self.base.files.sha256
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The base model's ``config.json``."""
+        return self.base.files.config
+
+    def noise_source(self, run_id: str, round_number: int) -> NoiseSource:
+        """The operating system's randomness, unless the owner asked for a seed."""
+        if self.noise_seed < 0:
+            return system_source()
+        return seeded_source(self.noise_seed, run_id, self.client_id, str(round_number))
+
+    def train(self, work: LocalWork, mechanism: Mechanism) -> tuple[Tensors, Observations]:
+        """Run a round's local steps over the client's training records."""
+        return train_round(
+            self.base.decoder,
+            work.adapter,
+            work.trained.names,
+            self.records,
+            mechanism,
+            lora=work.lora,
+            train=work.train,
+            performance=self.performance,
+        )
+
+
+def open_session(config: NodeConfig) -> ClientSession:
+    """Open a client from its node configuration; keys may be written with ``-`` or ``_``.
+
+    Raises:
+        ConfigError: A key is unknown or a value impossible.
+        DataError: The records can't be read, or none is usable.
+        ModelError: The base can't be opened.
+    """
+    node = build(NodeSettings, {k.replace("-", "_"): v for k, v in config.items()}, "node-config")
+    data = node.data_config()
+    # A file is read once for all its users.
+    source = _source(replace(data, users=()))
+    user = node.user or select_users(source, data)[node.partition_id]
+    base, tokenizer = warm_base(_model_config(node), Path(node.cache_dir or cache_root()))
+    mine = source.user(user)
+    return ClientSession(
+        client_id=user,
+        dataset_id=mine.dataset_id,
+        state_dir=Path(node.state_dir) if node.state_dir else _default_state_dir(user),
+        allow_no_privacy=node.allow_no_privacy,
+        base=base,
+        records=_encode(tokenizer, mine.train, data, user, "train"),
+        held_out=_encode(tokenizer, mine.held_out, data, user, "held-out"),
+        performance=PerformanceConfig(micro_batch=node.micro_batch, checkpoint=node.checkpoint),
+        noise_seed=node.noise_seed,
+    )
+
+
+@lru_cache(maxsize=2)
+def warm_base(model: ModelConfig, cache: Path) -> tuple[BaseModel, TokenizerFile]:
+    """Open a base once a process, with its tokenizer."""
+    files = resolve_model(model, cache)
+    return open_base(files), TokenizerFile.load(files.tokenizer)
+
+
+@lru_cache(maxsize=8)
+def _source(data: DataConfig) -> Source:
+    return open_source(data)
+
+
+def _model_config(node: NodeSettings) -> ModelConfig:
+    if node.quantization not in ("int8", "nf4"):
+        raise ConfigError(expected("node-config.quantization", node.quantization, "int8 or nf4"))
+    return build(ModelConfig, {"name": node.model, "quantization": node.quantization})
+
+
+def _encode(
+    tokenizer: TokenizerFile, records: Sequence[Record], data: DataConfig, user: str, part: str
+) -> tuple[TokenRecord, ...]:
+    encoded = tokenizer.encode_records(records, data.max_tokens)
+    if not encoded.records:
+        raise DataError(f"user {user!r} has no {part} record: give it more, or leave it out")
+    return encoded.records
+
+
+def _default_state_dir(user: str) -> Path:
+    states = os.environ.get("XDG_STATE_HOME")
+    root = Path(states) if states else Path.home() / ".local" / "state"
+    return root / "sordino" / re.sub(r"[^A-Za-z0-9._-]", "-", user)

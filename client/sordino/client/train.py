@@ -1,0 +1,283 @@
+"""One client's local steps: Poisson batch, per-record gradients, clip, noise, public divisor, step.
+
+Everything that decides the guarantee comes from the plan's mechanism; Opacus' `DPOptimizer` drives
+the order of things. What this module decides itself (optimizer, micro-batches, recomputation) is
+post-processing of the noised sum, or only changes how the same sum is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.accountants import RDPAccountant
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+from torch.nn import Parameter
+
+from sordino.client.batches import Tokens, make_batch, micro_batches
+from sordino.client.lora import LoraAdapter
+from sordino.client.model.decoder import Decoder
+from sordino.client.model.loss import record_loss_sums, record_losses
+from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
+from sordino.core.errors import ModelError
+from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism
+
+Tensors = dict[str, NDArray[np.float32]]
+Mechanism = RoundMechanism | NoPrivacyMechanism
+
+
+@dataclass
+class Observations:
+    """What the device sees of its own training. Private: it never leaves the device.
+
+    Attributes:
+        batch_sizes: Records in each step's batch.
+        clipped: Records whose gradient was longer than the clip norm.
+        not_finite: Records whose gradient was NaN or infinite, and so counted as zero.
+        signal_to_noise: For each step, the norm of the clipped sum over that of the noise.
+        tokens: Tokens that went through the model.
+        seconds: Wall time of the steps.
+        opacus_steps: (noise multiplier, sampling rate, steps) as Opacus' own accountant counted
+            them from the optimizer; empty without privacy.
+    """
+
+    batch_sizes: list[int] = field(default_factory=list)
+    clipped: int = 0
+    not_finite: int = 0
+    signal_to_noise: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    opacus_steps: list[tuple[float, float, int]] = field(default_factory=list)
+
+
+class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with the plan's clip and noise in place of its own.
+
+    Opacus multiplies a record's NaN gradient into the sum; here such a record contributes zero.
+    Its noise is drawn a tensor at a time from torch's generator; here one draw of the plan's
+    mechanism covers all tensors, so that a step is charged and drawn exactly once.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, seen: Observations
+    ) -> None:
+        """Wrap an optimizer.
+
+        Args:
+            optimizer: Holds exactly the trained parameters.
+            mechanism: The open round.
+            seen: Where clip counts and signal-to-noise ratios are noted.
+        """
+        plan = mechanism.plan
+        private = isinstance(plan, Plan)
+        super().__init__(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier if private else 0.0,
+            max_grad_norm=plan.clip_norm if private else math.inf,
+            expected_batch_size=mechanism.divisor,
+            loss_reduction="mean",
+        )
+        self._mechanism = mechanism
+        self._seen = seen
+        self.accountant = RDPAccountant()
+        if private:
+            self.attach_step_hook(self.accountant.get_optimizer_hook_fn(plan.sampling_rate))
+
+    def clip_and_accumulate(self) -> None:
+        """Add the micro-batch's clipped gradients to ``summed_grad``."""
+        samples = [g.flatten(1) for g in self.grad_samples]
+        norms = record_norms(samples)
+        factors = self._mechanism.clip_factors(norms.numpy())
+        finite = torch.isfinite(norms)
+        self._seen.not_finite += int((~finite).sum())
+        self._seen.clipped += int(((factors < 1) & finite.numpy()).sum())
+        weights = torch.from_numpy(np.asarray(factors))
+        for parameter, sample in zip(self.params, samples, strict=True):
+            if not bool(finite.all()):
+                sample[~finite] = 0  # 0 × NaN is NaN: the record is replaced, not scaled
+            total = (weights.to(sample.dtype) @ sample).view_as(parameter)
+            held = parameter.summed_grad
+            parameter.summed_grad = total if held is None else held.add_(total)
+
+    def add_noise(self) -> None:
+        """Add the step's one draw of noise, cut to the tensors in the optimizer's order."""
+        sizes = [p.numel() for p in self.params]
+        noise = torch.from_numpy(self._mechanism.noise(sum(sizes)))
+        self._note_signal(noise)
+        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
+            part = part.view_as(parameter).to(parameter.dtype)
+            parameter.grad = parameter.summed_grad + part
+
+    def _note_signal(self, noise: Tensor) -> None:
+        length = float(torch.linalg.vector_norm(noise))
+        if length > 0:
+            sums = [torch.linalg.vector_norm(p.summed_grad) for p in self.params]
+            signal = float(torch.linalg.vector_norm(torch.stack(sums)))
+            self._seen.signal_to_noise.append(signal / length)
+
+
+def record_norms(samples: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each record's whole gradient, ``float64[records]``.
+
+    Args:
+        samples: One ``[records, size]`` tensor a parameter.
+    """
+    squares = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float64).square_() for s in samples]
+    return torch.stack(squares).sum(0).sqrt_()
+
+
+def backward(
+    decoder: Decoder,
+    adapter: LoraAdapter,
+    records: Sequence[Tokens],
+    *,
+    recompute: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Run the records forward and back; leaves ``grad_sample`` in the adapter's parameters.
+
+    Returns:
+        The mean token loss of each record, ``[records]``. Private.
+    """
+    batch = make_batch(records)
+    adapter.tape.bounds = batch.packing.bounds
+    hidden = decoder.hidden(
+        batch.ids, batch.packing, linear=adapter.linear, recompute=recompute, dtype=dtype
+    )
+    losses = record_losses(
+        hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
+    )
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    return losses.detach()
+
+
+def train_round(
+    decoder: Decoder,
+    tensors: Tensors,
+    trained: Sequence[str],
+    records: Sequence[Tokens],
+    mechanism: Mechanism,
+    *,
+    lora: LoraConfig,
+    train: TrainConfig,
+    performance: PerformanceConfig,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensors, Observations]:
+    """Run a round's local steps.
+
+    The guarantee is that of the mechanism's plan: unit record, add or remove one, for the release
+    of the update alone. The observations are outside it.
+
+    Args:
+        decoder: The frozen base.
+        tensors: The whole adapter at the start of the round, by PEFT name.
+        trained: Names of the tensors that train in this round.
+        records: The client's training records.
+        mechanism: The open round: sampler, clip, noise and divisor.
+        lora: Rank, alpha and targets.
+        train: The local optimizer.
+        performance: Micro-batches and recomputation.
+        dtype: Precision of the computation.
+
+    Returns:
+        The change of each trained tensor, and what the device saw.
+
+    Raises:
+        ModelError: The update isn't finite: the learning rate is too large for this model.
+    """
+    adapter = LoraAdapter(tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype)
+    seen = Observations()
+    optimizer = PlanOptimizer(_inner(train, adapter.parameters), mechanism, seen)
+    start = time.perf_counter()
+    for _ in range(mechanism.steps):
+        chosen = [records[i] for i in mechanism.sample(len(records))]
+        seen.batch_sizes.append(len(chosen))
+        seen.tokens += sum(len(r.ids) for r in chosen)
+        _step(decoder, adapter, optimizer, chosen, performance, dtype)
+    seen.seconds = time.perf_counter() - start
+    seen.opacus_steps = [tuple(entry) for entry in optimizer.accountant.history]
+    update = {
+        name: (p.detach().to(torch.float32).numpy() - tensors[name]).astype(np.float32)
+        for name, p in adapter.parameters.items()
+    }
+    if not all(np.isfinite(delta).all() for delta in update.values()):
+        raise ModelError(
+            f"the update is not finite: lower train.learning_rate (it is {train.learning_rate})"
+        )
+    return update, seen
+
+
+def evaluate(
+    decoder: Decoder,
+    adapter: LoraAdapter | None,
+    records: Sequence[Tokens],
+    *,
+    micro_batch: int = 16,
+) -> NDArray[np.float64]:
+    """Sum of token losses and number of counted tokens of each record, ``[records, 2]``.
+
+    Private: exact losses of a client's records never leave the device outside a simulation.
+    """
+    rows = np.empty((len(records), 2))
+    order = sorted(range(len(records)), key=lambda i: len(records[i].ids))
+    for at in range(0, len(order), micro_batch):
+        chosen = order[at : at + micro_batch]
+        batch = make_batch([records[i] for i in chosen])
+        with torch.no_grad():
+            linear = {} if adapter is None else {"linear": adapter.linear}
+            hidden = decoder.hidden(batch.ids, batch.packing, **linear)  # type: ignore[arg-type]
+            sums = record_loss_sums(
+                hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
+            )
+        rows[chosen, 0] = sums.numpy()
+        rows[chosen, 1] = np.bincount(batch.owners.numpy(), minlength=batch.records)
+    return rows
+
+
+def _step(
+    decoder: Decoder,
+    adapter: LoraAdapter,
+    optimizer: PlanOptimizer,
+    chosen: Sequence[Tokens],
+    performance: PerformanceConfig,
+    dtype: torch.dtype,
+) -> None:
+    parts = micro_batches(chosen, performance.micro_batch)
+    for part in parts[:-1]:
+        _gradients(decoder, adapter, optimizer, part, performance, dtype)
+        optimizer.signal_skip_step()
+        optimizer.step()
+    _gradients(decoder, adapter, optimizer, parts[-1] if parts else [], performance, dtype)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _gradients(
+    decoder: Decoder,
+    adapter: LoraAdapter,
+    optimizer: PlanOptimizer,
+    part: Sequence[Tokens],
+    performance: PerformanceConfig,
+    dtype: torch.dtype,
+) -> None:
+    optimizer.zero_grad()
+    if part:
+        backward(decoder, adapter, part, recompute=performance.checkpoint, dtype=dtype)
+        return
+    for parameter in adapter.parameters.values():  # an empty batch is a step: noise alone
+        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
+
+
+def _inner(train: TrainConfig, parameters: Mapping[str, Parameter]) -> torch.optim.Optimizer:
+    values = list(parameters.values())
+    if train.optimizer == "adam":
+        return torch.optim.Adam(values, lr=train.learning_rate)
+    return torch.optim.SGD(values, lr=train.learning_rate, momentum=train.momentum)
+
+

@@ -1,0 +1,254 @@
+"""Rounds: the only objects that sample, clip and draw, each for one charge of one plan."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, NoReturn, Protocol, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sordino.core.errors import PlanError, expected
+from sordino.privacy import clipping, sampling
+from sordino.privacy.ledger import Charge
+from sordino.privacy.noise import NoiseSource
+from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
+
+_KEY: Final = object()
+
+
+class Mechanism(Protocol):
+    """What a local trainer needs for one round: `RoundMechanism`, or its twin without privacy."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps the round has, all of which must be run."""
+        ...
+
+    @property
+    def divisor(self) -> float:
+        """The public constant that the noised sum is divided by, whatever the batch's size."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """True once every step has had its noise."""
+        ...
+
+    def sample(self, population: int) -> NDArray[np.intp]:
+        """Begin the next step: the indices of its batch, possibly none."""
+        ...
+
+    def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
+        """Factors for some of the batch's records; 0 means replace by zeros. Each record once."""
+        ...
+
+    def noise(self, size: int) -> NDArray[np.float64]:
+        """End the step: noise for the whole clipped sum, in one draw."""
+        ...
+
+
+class _Steps:
+    """The order of a round: sample → clip every record of the batch → one draw, `total` times."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._unclipped: int | None = None  # None: between steps
+        self._size: int | None = None
+        self._process = os.getpid()
+
+    def may_begin(self) -> None:
+        self._check_process()
+        if self._unclipped is not None:
+            raise PlanError(f"step {self.done + 1} is still open: draw its noise before sampling")
+        if self.done == self.total:
+            raise PlanError(f"all {self.total} charged steps are done: charge another round")
+
+    def begin(self, batch: int) -> None:
+        self._unclipped = batch
+
+    def clip(self, records: int) -> None:
+        if self._unclipped is None:
+            raise PlanError("nothing to clip: sample a batch first")
+        if records > self._unclipped:
+            raise PlanError(
+                expected("norms", records, f"for at most the {self._unclipped} unclipped records")
+            )
+        self._unclipped -= records
+
+    def end(self, size: int) -> None:
+        self._check_process()
+        if self._unclipped is None:
+            raise PlanError("no step is open: noise is drawn once for each sampled batch")
+        if self._unclipped:
+            raise PlanError(f"{self._unclipped} records of the batch were not clipped")
+        if type(size) is not int or size < 1 or size != (self._size or size):
+            required = f"to be {self._size}" if self._size else "a whole number >= 1"
+            raise PlanError(expected("noise size", size, required))
+        self._size, self._unclipped = size, None
+        self.done += 1
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise PlanError("a round can't go on in a forked process: noise would be drawn twice")
+
+
+@final
+class RoundMechanism:
+    """One charged round: the only thing that draws for a `Plan`. Made by `open_round` alone.
+
+    Enforces the order of each step and their number. It can't be copied, pickled or forked. For one
+    thread.
+    """
+
+    def __init__(self, plan: Plan, source: NoiseSource, *, _key: object = None) -> None:
+        if _key is not _KEY:
+            raise PlanError("a round is opened by open_round, with a charge from the ledger")
+        self._plan = plan
+        self._source = source
+        self._steps = _Steps(plan.steps_per_round)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan this round belongs to."""
+        return self._plan
+
+    @property
+    def noise_label(self) -> str:
+        """What the report says under `noise.source`."""
+        return self._source.label
+
+    @property
+    def steps(self) -> int:
+        """See `Mechanism`."""
+        return self._steps.total
+
+    @property
+    def divisor(self) -> float:
+        """See `Mechanism`."""
+        return self._plan.divisor
+
+    @property
+    def finished(self) -> bool:
+        """See `Mechanism`."""
+        return self._steps.done == self._steps.total
+
+    def sample(self, population: int) -> NDArray[np.intp]:
+        """Begin the next step with a Poisson batch.
+
+        Raises:
+            PlanError: Every charged step is done, or the step before has had no noise yet.
+        """
+        self._steps.may_begin()
+        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.uniform)
+        self._steps.begin(len(batch))
+        return batch
+
+    def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
+        """Factors that bring records of the batch down to the clip norm (see `clipping`).
+
+        Raises:
+            PlanError: No batch is open, or more norms than the batch has unclipped records.
+        """
+        self._steps.clip(np.asarray(norms).size)
+        return clipping.clip_factors(norms, self._plan.clip_norm)
+
+    def noise(self, size: int) -> NDArray[np.float64]:
+        """End the step with its only draw, N(0, (noise_multiplier * clip_norm)²) for `size` values.
+
+        Raises:
+            PlanError: No batch is open, some record wasn't clipped, or `size` changed in the round.
+        """
+        self._steps.end(size)  # recorded first: a draw that fails is still the step's draw
+        return self._source.gaussian(size, self._plan.noise_multiplier * self._plan.clip_norm)
+
+    def __reduce__(self) -> NoReturn:
+        raise PlanError("a round can't be copied: it would draw twice for one charge")
+
+
+@final
+class NoPrivacyMechanism:
+    """The twin of `RoundMechanism`: same sampler and order; no clip, no noise, NaN records out."""
+
+    def __init__(self, plan: NoPrivacyPlan, source: NoiseSource) -> None:
+        self._plan = plan
+        self._source = source
+        self._steps = _Steps(plan.steps_per_round)
+
+    @property
+    def plan(self) -> NoPrivacyPlan:
+        """The plan this round belongs to."""
+        return self._plan
+
+    @property
+    def steps(self) -> int:
+        """See `Mechanism`."""
+        return self._steps.total
+
+    @property
+    def divisor(self) -> float:
+        """See `Mechanism`."""
+        return self._plan.divisor
+
+    @property
+    def finished(self) -> bool:
+        """See `Mechanism`."""
+        return self._steps.done == self._steps.total
+
+    def sample(self, population: int) -> NDArray[np.intp]:
+        """Begin the next step with a Poisson batch."""
+        self._steps.may_begin()
+        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.uniform)
+        self._steps.begin(len(batch))
+        return batch
+
+    def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
+        """1 for a record with a finite norm, else 0."""
+        given = np.asarray(norms)
+        self._steps.clip(given.size)
+        factors: NDArray[np.floating[Any]] = np.isfinite(given).astype(
+            np.float32 if given.dtype == np.float32 else np.float64
+        )
+        return factors
+
+    def noise(self, size: int) -> NDArray[np.float64]:
+        """End the step; zeros."""
+        self._steps.end(size)
+        return np.zeros(size)
+
+
+def open_round(plan: Plan, charge: Charge, source: NoiseSource) -> RoundMechanism:
+    """Open a charged round for training.
+
+    Args:
+        plan: The plan that was charged.
+        charge: The ledger's proof, used up by this call.
+        source: Where noise and coins come from; its label goes to the report.
+
+    Raises:
+        PlanError: Not a private plan, not a charge, a charge of another plan, run or event, or one
+            that has been used.
+    """
+    if type(plan) is not Plan:
+        raise PlanError(expected("plan", type(plan).__name__, "to be a Plan"))
+    if type(charge) is not Charge:
+        raise PlanError(expected("charge", type(charge).__name__, "to be a Charge of the ledger"))
+    entry = charge.entry
+    charged = (entry.plan_sha256, entry.run_id, entry.event)
+    if charged != (plan.sha256, plan.run_id, plan.event_fields()) or entry.round > plan.rounds:
+        raise PlanError(f"entry {entry.index} of client {entry.client} charges another plan")
+    if not charge.redeem():
+        raise PlanError(f"round {entry.round} was opened before: a charge is good for one round")
+    return RoundMechanism(plan, source, _key=_KEY)
+
+
+def open_round_without_privacy(plan: NoPrivacyPlan, source: NoiseSource) -> NoPrivacyMechanism:
+    """Open a round of a plan without privacy; nothing is charged, for nothing is promised.
+
+    Raises:
+        PlanError: A private plan.
+    """
+    if type(plan) is not NoPrivacyPlan:
+        raise PlanError(expected("plan", type(plan).__name__, "to be a NoPrivacyPlan"))
+    return NoPrivacyMechanism(plan, source)

@@ -1,0 +1,233 @@
+"""Aggregation, in numpy alone: what an update may be, and a sum in which order changes nothing.
+
+Every update weighs the same: what a client says of its own size never counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from sordino.core.config import TrainConfig
+from sordino.core.errors import PlanError, UpdateRejectedError, expected
+from sordino.core.records import AdapterManifest, Tensors, Update, check_tensors
+from sordino.privacy.plan import NoPrivacyPlan, Plan
+
+HONEST_REJECTION = 1e-9
+"""An honest update is beyond `norm_bound` with at most this probability."""
+
+RECORDS_ALLOWANCE = 8.0
+"""A client may hold this many times the records that the plan's public divisor speaks of."""
+
+UNCLIPPED_NORM = 100.0
+"""Without privacy nothing clips a record's gradient; a norm above this is taken for a fault."""
+
+ADAM_BETAS = (0.9, 0.999)
+"""torch's defaults, which the local Adam uses."""
+
+_ROUNDING = 1.001  # the client trains in float32
+
+# --- what an update may be ---------------------------------------------------------------------
+
+
+def validate_update(
+    update: Update,
+    *,
+    round_number: int,
+    plan: Plan | NoPrivacyPlan,
+    trained: AdapterManifest,
+    bound: float,
+) -> None:
+    """Refuse an update that differs in anything from what the round allows.
+
+    Args:
+        update: As the wire gave it.
+        round_number: The round, from 1.
+        plan: The run's plan, which the client had to charge.
+        trained: The tensors that train in this round.
+        bound: The largest Euclidean norm of an honest update, from `norm_bound`.
+
+    Raises:
+        UpdateRejectedError: With reason ``wrong-run``, ``wrong-round``, ``wrong-plan``,
+            ``no-receipt``, ``missing-tensor``, ``extra-tensor``, ``wrong-shape``, ``wrong-dtype``,
+            ``not-finite`` or ``over-norm``.
+    """
+    for word, got, wanted in (
+        ("run", update.run_id, plan.run_id),
+        ("round", update.round, round_number),
+        ("plan", update.plan_sha256, plan.sha256),
+    ):
+        if got != wanted:
+            raise UpdateRejectedError(f"wrong-{word}", expected(word, got, f"= {wanted!r}"))
+    if isinstance(plan, Plan) and update.receipt is None:
+        raise UpdateRejectedError("no-receipt", "the client doesn't say where it charged the round")
+    check_tensors(update.tensors, trained)
+    norm = update_norm(update.tensors)
+    if norm > bound:
+        raise UpdateRejectedError("over-norm", expected("norm", norm, f"<= {bound:.6g}"))
+
+
+def update_norm(tensors: Mapping[str, NDArray[np.float32]]) -> float:
+    """Euclidean norm over all tensors, in float64."""
+    squares = 0.0
+    for name in sorted(tensors):
+        flat = tensors[name].astype(np.float64).ravel()
+        squares += float(flat @ flat)
+    return math.sqrt(squares)
+
+
+def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: int) -> float:
+    r"""The norm that an honest update stays below, but for a chance of `HONEST_REJECTION`.
+
+    A local round is T steps; step s sees the noised gradient g_s = (S_s + z_s)/D: a sum S_s of
+    clipped records of norm at most C each, noise z_s ~ N(0, σ²C²I) in d dimensions, and the plan's
+    public divisor D. An update is mostly noise: its norm is about σC√d·lr/D, far above C.
+
+    **SGD** with momentum β (no dampening, no Nesterov, fresh in each round) is linear in the
+    gradients: the update is -lr·Σ_s w_s·g_s with w_s = 1 + β + … + β^(T-s). So
+
+    - the records add at most lr/D · C·Σ w_s·n_s, where batch n_s is a binomial(N, q). N is private;
+      publicly allowed is N ≤ `RECORDS_ALLOWANCE`·D/q, so a mean of at most μ = `RECORDS_ALLOWANCE`·D.
+      By Bernstein P(Σ w_s·n_s > μΣ w_s + wL/3 + √(w²L²/9 + 2μLΣ w_s²)) ≤ e^-L, w the largest w_s;
+      L = ln(2/p) spends half of p.
+    - the noise adds exactly N(0, (lr/D)²σ²C²·Σ w_s²·I), whatever the data: the z_s are independent.
+      The norm is 1-Lipschitz in a standard Gaussian and its mean is at most √d, so it exceeds
+      √d + t with probability at most e^(-t²/2); t = √(2·ln(2/p)) spends the other half.
+
+    The bound is the sum of the two. A client beyond the allowance is refused only if its records'
+    gradients also align almost perfectly, through the whole round.
+
+    **Adam** needs no chance: by Cauchy-Schwarz |m̂_t|/√v̂_t is at most
+    (1-β₁)/(1-β₁^t) · √((1-β₂^t)/(1-β₂) · Σ_{j<t} (β₁²/β₂)^j) in each coordinate, whatever the
+    gradients were, so the norm is at most lr·√d times the sum over the steps.
+
+    **Without privacy** there is no clip and no noise. Adam's bound holds as it is; for SGD the
+    clip norm is replaced by `UNCLIPPED_NORM`, a limit of sanity and not of any guarantee.
+
+    Args:
+        plan: The run's plan; it decides C, σ, D and T.
+        train: The local optimizer.
+        parameter_count: d, the number of parameters that train in this round.
+
+    Raises:
+        PlanError: `parameter_count` isn't positive, or the bound isn't finite.
+    """
+    if parameter_count < 1:
+        raise PlanError(expected("parameter_count", parameter_count, ">= 1"))
+    if train.optimizer == "adam":
+        bound = _adam_bound(train.learning_rate, plan.steps_per_round, parameter_count)
+    else:
+        bound = _sgd_bound(plan, train, parameter_count)
+    if not 0 < bound * _ROUNDING < math.inf:
+        raise PlanError(expected("norm bound", bound, "finite and > 0", "lower the learning rate"))
+    return bound * _ROUNDING
+
+
+def _sgd_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: int) -> float:
+    steps = plan.steps_per_round
+    weights = _momentum_weights(train.momentum, steps)
+    clip = plan.clip_norm if isinstance(plan, Plan) else UNCLIPPED_NORM
+    noise = plan.noise_multiplier * plan.clip_norm if isinstance(plan, Plan) else 0.0
+    total, squares = math.fsum(weights), math.fsum(w * w for w in weights)
+    mean = RECORDS_ALLOWANCE * plan.divisor
+    tail = math.log(2 / HONEST_REJECTION)
+    largest = max(weights) * tail / 3
+    records = mean * total + largest + math.sqrt(largest**2 + 2 * mean * tail * squares)
+    radius = math.sqrt(parameter_count) + math.sqrt(2 * tail)
+    noises = noise * math.sqrt(squares) * radius
+    return train.learning_rate / plan.divisor * (clip * records + noises)
+
+
+def _momentum_weights(momentum: float, steps: int) -> list[float]:
+    """How often each step's gradient is applied: 1 + β + … + β^(steps - s)."""
+    weights = [1.0]
+    for _ in range(steps - 1):
+        weights.append(1.0 + momentum * weights[-1])
+    return weights
+
+
+def _adam_bound(learning_rate: float, steps: int, parameter_count: int) -> float:
+    beta1, beta2 = ADAM_BETAS
+    total = 0.0
+    series = 0.0
+    for step in range(1, steps + 1):
+        series = series * beta1 * beta1 / beta2 + 1.0
+        scale = (1 - beta2**step) / (1 - beta2) * series
+        total += (1 - beta1) / (1 - beta1**step) * math.sqrt(scale)
+    return learning_rate * math.sqrt(parameter_count) * total
+
+
+# --- the sum -----------------------------------------------------------------------------------
+
+
+class UpdateSum:
+    """A streaming sum in fixed-point int64: the order of arrival doesn't change a bit.
+
+    Integer addition is associative, float addition isn't. The scale 2^k is fixed before the first
+    update arrives, from public figures: `cohort` updates of norm at most `bound` have no
+    coordinate above `bound`, so with cohort · (bound·2^k + 1) < 2^63 no partial sum overflows, in
+    any order. A float32 times a power of two is exact in float64, so each update is rounded once,
+    by at most 2^-(k+1): about cohort · bound / 2^62. Memory is one int64 a parameter, however many
+    clients there are.
+
+    Args:
+        trained: The tensors that each update has.
+        bound: The largest norm of an update, from `norm_bound`.
+        cohort: The most updates that will be added.
+    """
+
+    def __init__(self, trained: AdapterManifest, *, bound: float, cohort: int) -> None:
+        if cohort < 1:
+            raise PlanError(expected("cohort", cohort, ">= 1"))
+        if not 0 < bound < math.inf:
+            raise PlanError(expected("norm bound", bound, "finite and > 0"))
+        self._exponent = 62 - math.frexp(bound)[1] - cohort.bit_length()
+        if not cohort * (math.ldexp(bound, self._exponent) + 1.0) < 2.0**63:
+            raise PlanError(expected("cohort", cohort, "small enough for a sum of 64 bits"))
+        self.trained = trained
+        self._bound = bound
+        self._cohort = cohort
+        self._sums = {spec.name: np.zeros(spec.shape, np.int64) for spec in trained.tensors}
+        self.count = 0
+
+    def add(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add one update, all of it or nothing.
+
+        Raises:
+            UpdateRejectedError: It differs from the manifest, or a coordinate is beyond the bound.
+            PlanError: The cohort is already complete.
+        """
+        if self.count >= self._cohort:
+            raise PlanError(expected("updates", self.count + 1, f"<= the cohort of {self._cohort}"))
+        check_tensors(tensors, self.trained)
+        for name in self._sums:
+            if float(np.abs(tensors[name]).max()) > self._bound:
+                raise UpdateRejectedError("over-norm", f"a value of {name} is beyond the bound")
+        for name in self._sums:
+            scaled = np.ldexp(tensors[name].astype(np.float64), self._exponent)
+            self._sums[name] += np.rint(scaled).astype(np.int64)
+        self.count += 1
+
+    def mean(self) -> dict[str, NDArray[np.float64]]:
+        """The uniform mean of what was added.
+
+        Raises:
+            PlanError: Nothing was added.
+        """
+        if self.count == 0:
+            raise PlanError("expected at least one update, got none")
+        return {
+            name: np.ldexp(total.astype(np.float64), -self._exponent) / self.count
+            for name, total in self._sums.items()
+        }
+
+
+def apply_mean(adapter: Tensors, mean: Mapping[str, NDArray[np.float64]]) -> Tensors:
+    """The new global adapter: old + mean where it trained, the very same tensor elsewhere."""
+    changed = {
+        name: (adapter[name].astype(np.float64) + change).astype(np.float32)
+        for name, change in mean.items()
+    }
+    return {**adapter, **changed}

@@ -1,0 +1,58 @@
+"""What a run leaves behind for people: report.json, report.html and the adapter's model card.
+
+`report.json` is the source: the HTML and the card are made from it and from nothing else.
+"""
+
+from sordino.server.report.card import BaseCard, model_card, write_card
+from sordino.server.report.codec import from_json, to_json
+from sordino.server.report.figures import measured_gain
+from sordino.server.report.html import render_html, write_report
+from sordino.server.report.schema import (
+    KNOWN_TO_A_SIMULATION,
+    SCHEMA_VERSION,
+    ClientFigures,
+    Cost,
+    Energy,
+    Epsilon,
+    Guarantee,
+    Leakage,
+    Noise,
+    RecordGuarantee,
+    RoundFigures,
+    Run,
+    RunModel,
+    RunReport,
+    SecondOpinion,
+    UserGuarantee,
+    Utility,
+    UtilityFigures,
+)
+
+__all__ = [
+    "KNOWN_TO_A_SIMULATION",
+    "SCHEMA_VERSION",
+    "BaseCard",
+    "ClientFigures",
+    "Cost",
+    "Energy",
+    "Epsilon",
+    "Guarantee",
+    "Leakage",
+    "Noise",
+    "RecordGuarantee",
+    "RoundFigures",
+    "Run",
+    "RunModel",
+    "RunReport",
+    "SecondOpinion",
+    "UserGuarantee",
+    "Utility",
+    "UtilityFigures",
+    "from_json",
+    "measured_gain",
+    "model_card",
+    "render_html",
+    "to_json",
+    "write_card",
+    "write_report",
+]

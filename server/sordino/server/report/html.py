@@ -1,0 +1,263 @@
+"""report.html: one page, no script, nothing loaded, made from report.json alone.
+
+Names of users, data and models are data: the template engine escapes everything that it is given,
+and the page's own content policy would refuse a script even if one got in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sordino.server.report import formats
+from sordino.server.report.charts import all_charts
+from sordino.server.report.codec import from_json, to_json
+from sordino.server.report.files import write_atomically
+from sordino.server.report.schema import ClientFigures, RunReport, UtilityFigures
+from sordino.server.report.standing import Standing, against, noise_standing, trust_in_words
+
+
+def render_html(report: RunReport) -> str:
+    """The whole page.
+
+    Args:
+        report: As `from_json` gives it.
+    """
+    environment = Environment(
+        loader=PackageLoader("sordino.server.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source, _, _ = PackageLoader("sordino.server.report").get_source(environment, "report.css")
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        charts=all_charts(report),
+        n=formats,
+        view=View(report),
+        started=_moment(report.run.started_at),
+        css=source,
+    )
+    return page.lstrip() + "\n"
+
+
+def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
+    """Write report.json, and from what it says report.html; each is whole or absent.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ReportError: A figure is impossible, or the folder can't be written.
+    """
+    text = to_json(report)
+    page = render_html(from_json(text))
+    paths = folder / "report.json", folder / "report.html"
+    write_atomically(paths[0], text)
+    write_atomically(paths[1], page)
+    return paths
+
+
+@dataclass(frozen=True)
+class View:
+    """What the template says in words, worked out from the report."""
+
+    report: RunReport
+
+    @property
+    def standing(self) -> Standing:
+        """What the noise's source is worth."""
+        return noise_standing(self.report)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run may claim its ε at all."""
+        return self.standing.claims
+
+    @property
+    def against(self) -> str:
+        """Whom the guarantee protects against."""
+        return against(self.report.guarantee.trust)
+
+    @property
+    def trust(self) -> str:
+        """The trust model and what it means."""
+        return trust_in_words(self.report.guarantee.trust)
+
+    @property
+    def refusal(self) -> str:
+        """The headline of a run without a guarantee."""
+        return "This run gives no differential privacy."
+
+    @property
+    def refusal_reason(self) -> str:
+        """Why it gives none, with the mechanism's qualifiers where there was one."""
+        record = self.report.guarantee.record
+        if record.epsilon.pld is None:
+            return "No bound on ε holds for it, for a record or for a user. It is a baseline."
+        return (
+            "Whoever knows the seed can take the noise away again. With secret noise the same "
+            f"mechanism would have ε\u00a0≤\u00a0{formats.epsilon(record.epsilon.pld)} at "
+            f"δ = {formats.power(record.delta)} for the unit record, neighbouring datasets by "
+            f"{record.neighbouring}, sampling {record.sampling}, accountant {record.accountant}, "
+            f"composition over {record.composition}, trust model {self.report.guarantee.trust}."
+        )
+
+    @property
+    def record_figure(self) -> str:
+        """ε per record, or its absence."""
+        epsilon = self.report.guarantee.record.epsilon.pld
+        return f"ε\u00a0≤\u00a0{formats.epsilon(epsilon)}" if self.holds else "Not protected"
+
+    @property
+    def record_note(self) -> str:
+        """What stands under ε per record."""
+        record = self.report.guarantee.record
+        if not self.holds:
+            return "See the noise source below." if record.epsilon.pld is not None else "No noise."
+        rdp = formats.epsilon(record.epsilon.rdp)
+        return f"at δ = {formats.power(record.delta)}; by RDP, the looser check, {rdp}"
+
+    @property
+    def user_short(self) -> str:
+        """ε per user inside the statement."""
+        user = self.report.guarantee.user
+        if user.epsilon is None:
+            return formats.NOT_BOUNDED
+        return f"≤\u00a0{formats.epsilon(user.epsilon)} at δ = {formats.power(user.delta)}"
+
+    @property
+    def user_figure(self) -> str:
+        """ε per user, as a figure."""
+        user = self.report.guarantee.user
+        if not self.holds:
+            return "Not protected"
+        return "Not bounded" if user.epsilon is None else f"ε {self.user_short}"
+
+    @property
+    def source_style(self) -> str:
+        """How loudly the noise's source is shown."""
+        return self.standing.style
+
+    @property
+    def source_note(self) -> str:
+        """What the noise's source means."""
+        return self.standing.note
+
+    @property
+    def second_opinion(self) -> str:
+        """Opacus' figures, where they were taken."""
+        opinion = self.report.guarantee.record.second_opinion
+        known = (("PRV", opinion.opacus_prv), ("RDP", opinion.opacus_rdp))
+        return ", ".join(f"{k} {formats.epsilon(v)}" for k, v in known if v is not None)
+
+    @property
+    def utility(self) -> str:
+        """The gain in a sentence, beside the baselines'."""
+        utility = self.report.utility
+        judged = self.report.judged
+        if judged is None:
+            return ""
+        sentence = _gain_sentence(judged)
+        for figures, label in (
+            (utility.no_privacy, "Without privacy"),
+            (utility.no_federation, "Without federation, each client alone and private,"),
+        ):
+            if figures is not None and figures is not judged:
+                sentence += f" {label} the gain is {formats.signed(figures.interval.estimate)}."
+        return sentence
+
+    @property
+    def method(self) -> str:
+        """How the intervals were made."""
+        figures = self.report.judged
+        if figures is None:
+            return ""
+        how = figures.interval
+        return (
+            f"Held-out tokens: {formats.count(figures.tokens)}. Intervals at {how.level:.0%}: "
+            f"{how.method}, {formats.count(how.resamples)} resamples."
+        )
+
+    @property
+    def peak(self) -> str:
+        """Peak memory."""
+        peak = self.report.cost.peak_rss_mb
+        return formats.UNKNOWN if peak is None else formats.size(peak * 1e6)
+
+    @property
+    def speed(self) -> str:
+        """Tokens per second."""
+        speed = self.report.cost.tokens_per_s
+        return formats.UNKNOWN if speed is None else f"{formats.count(round(speed))} tokens/s"
+
+    @property
+    def energy(self) -> str:
+        """Joules, or that there is no figure."""
+        joules = self.report.cost.energy.joules
+        return "Unavailable" if joules is None else f"{formats.count(round(joules))}\u202fJ"
+
+    @property
+    def marked_columns(self) -> str:
+        """The columns of the table of clients that only a simulation may know."""
+        names = {
+            "records": "records",
+            "clip_fraction": "clipped",
+            "loss_before": "loss before",
+            "loss_after": "loss after",
+        }
+        marked = (
+            name
+            for key, name in names.items()
+            if self.report.only_in_simulation(f"$.clients[*].{key}")
+        )
+        return ", ".join(marked)
+
+    @property
+    def dropped(self) -> str:
+        """Updates that were refused, when there were any."""
+        count = sum(figures.dropped for figures in self.report.rounds)
+        if not count:
+            return ""
+        updates = "update was" if count == 1 else "updates were"
+        return f"{count} {updates} refused and left out of the sum."
+
+    @property
+    def versions(self) -> str:
+        """Packages and their versions."""
+        return ", ".join(f"{name} {version}" for name, version in self.report.run.versions.items())
+
+    def gain(self, client: ClientFigures) -> str:
+        """A client's own gain."""
+        if client.loss_before is None or client.loss_after is None:
+            return formats.UNKNOWN
+        return formats.signed(client.loss_before - client.loss_after)
+
+
+def _gain_sentence(figures: UtilityFigures) -> str:
+    gain = figures.interval
+    moved = "fell" if figures.loss_after < figures.loss_before else "did not fall: it went"
+    verdict = "excludes" if gain.excludes_zero else "does not exclude"
+    return (
+        f"Held-out loss {moved} from {formats.plain(figures.loss_before)} to "
+        f"{formats.plain(figures.loss_after)} nats per token, a gain of "
+        f"{formats.signed(gain.estimate)} whose {gain.level:.0%} interval, "
+        f"{formats.interval(gain)}, {verdict} zero."
+    )
+
+
+def _moment(started_at: str) -> str:
+    """ISO 8601 as people write it; anything else stays as it is.
+
+    >>> _moment("2025-03-01T09:30:00+00:00")
+    '1 March 2025, 09:30 UTC'
+    """
+    try:
+        moment = datetime.fromisoformat(started_at)
+    except ValueError:
+        return started_at
+    zone = f" {moment.tzname()}" if moment.tzinfo else ""
+    return f"{moment.day} {moment:%B %Y, %H:%M}{zone}"

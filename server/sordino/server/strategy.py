@@ -1,0 +1,378 @@
+"""The strategy: what a round sends, which replies count, and what the next adapter is.
+
+`SordinoStrategy` is a Flower `Strategy`, so Flower's own loop (`Strategy.start`) runs it. That loop
+has no start round and can't stop below a minimum of updates: `run_rounds` beside it can.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from sordino.core import adapters, app
+from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
+from sordino.core.errors import (
+    PlanError,
+    RoundFailedError,
+    UpdateRejectedError,
+    WireError,
+    expected,
+)
+from sordino.core.records import AdapterManifest, Tensors, TrainTask, Update, check_tensors
+from sordino.core.wire import Envelope, decode_update, encode_task
+from sordino.privacy.plan import NoPrivacyPlan, Plan
+from sordino.server import aggregate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A message that brought no update, and the stable word for why."""
+
+    node_id: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """What the coordinator saw of a round. Nothing here was told by a client about its data."""
+
+    round: int
+    sent: int
+    received: int  # valid updates, which is what was averaged
+    dropped: tuple[Dropped, ...]
+    bytes_down: int
+    bytes_up: int
+    wall_s: float
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many messages were dropped for each reason."""
+        return dict(Counter(drop.reason for drop in self.dropped))
+
+
+OnRound = Callable[[int, Tensors, RoundReport], None]
+OnReply = Callable[[int], None]
+
+
+@dataclass
+class _OpenRound:
+    """A round between its tasks and its aggregate."""
+
+    number: int
+    adapter: Tensors
+    messages: Sequence[Message]
+    bytes_down: int
+    started: float
+    bytes_up: int = 0
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+class SordinoStrategy(Strategy):
+    """Uniform averaging of validated updates; a bad reply is dropped and the round goes on.
+
+    Args:
+        plan: The run's plan. It decides what clients charge and how large an update may be.
+        manifest: All tensors of the adapter.
+        base_sha256: Hash of the base model that the adapter belongs to.
+        lora: The adapter's settings.
+        train: The local optimizer.
+        federation: The minimum of updates and the round's timeout, which is each task's time to
+            live: a slow device doesn't spend budget on a result that nobody takes.
+
+    Raises:
+        PlanError: The plan's steps are not the optimizer's.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan | NoPrivacyPlan,
+        manifest: AdapterManifest,
+        base_sha256: str,
+        lora: LoraConfig,
+        train: TrainConfig,
+        federation: FederationConfig,
+    ) -> None:
+        if plan.steps_per_round != train.local_steps:
+            required = f"= train.local_steps ({train.local_steps})"
+            raise PlanError(expected("plan.steps_per_round", plan.steps_per_round, required))
+        self.plan = plan
+        self.manifest = manifest
+        self.base_sha256 = base_sha256
+        self.lora = lora
+        self.train = train
+        self.federation = federation
+        self.last_report: RoundReport | None = None
+        self._open: _OpenRound | None = None
+
+    def trained(self, round_number: int) -> AdapterManifest:
+        """The tensors that train in a round."""
+        return adapters.trained_manifest(self.manifest, self.lora.aggregation, round_number)
+
+    def norm_bound(self, round_number: int) -> float:
+        """The largest norm of an honest update of a round."""
+        parameters = self.trained(round_number).parameter_count
+        return aggregate.norm_bound(self.plan, self.train, parameters)
+
+    def task(self, round_number: int, adapter: Tensors) -> TrainTask:
+        """The round's task, the same for every client."""
+        return TrainTask(
+            run_id=self.plan.run_id,
+            round=round_number,
+            plan=self.plan.canonical(),
+            base_sha256=self.base_sha256,
+            lora=self.lora,
+            train=self.train,
+            manifest_sha256=self.manifest.sha256,
+            tensors=adapters.changed_tensors(adapter, self.manifest, self.lora.init_seed),
+        )
+
+    def open_round(
+        self, round_number: int, adapter: Tensors, node_ids: Iterable[int]
+    ) -> Sequence[Message]:
+        """Make the round's messages, one a node; all share the same content.
+
+        Raises:
+            PlanError: The round is not in the plan.
+        """
+        if not 1 <= round_number <= self.plan.rounds:
+            raise PlanError(expected("round", round_number, f"in 1..{self.plan.rounds}"))
+        check_tensors(adapter, self.manifest)
+        started = time.monotonic()
+        content = app.to_records(encode_task(self.task(round_number, adapter)))
+        messages = [
+            Message(
+                content,
+                dst_node_id=node_id,
+                message_type=MessageType.TRAIN,
+                ttl=self.federation.round_timeout_s,
+                group_id=str(round_number),
+            )
+            for node_id in node_ids
+        ]
+        size = app.records_size(content) * len(messages)
+        self._open = _OpenRound(round_number, adapter, messages, size, started)
+        return messages
+
+    def close_round(self, replies: Iterable[Message]) -> tuple[Tensors, RoundReport]:
+        """Validate and average the replies as they come, and make the next adapter.
+
+        Memory does not grow with the number of replies, if `replies` doesn't hold on to them.
+
+        Raises:
+            RoundFailedError: Fewer valid updates than the minimum; nothing is changed.
+            PlanError: No round is open.
+        """
+        opened, self._open = self._open, None
+        if opened is None:
+            raise PlanError("expected an open round: call open_round first")
+        total = self._collect(opened, replies)
+        received = 0 if total is None else total.count
+        self.last_report = report = _report(opened, received)
+        if total is None or received < self.federation.min_updates:
+            raise RoundFailedError(
+                f"round {opened.number}: expected at least {self.federation.min_updates} valid "
+                f"updates, got {received} of {report.sent}; dropped: {report.reasons or 'none'}"
+            )
+        return aggregate.apply_mean(opened.adapter, total.mean()), report
+
+    def _collect(
+        self, opened: _OpenRound, replies: Iterable[Message]
+    ) -> aggregate.UpdateSum | None:
+        if not opened.messages:
+            return None
+        trained = self.trained(opened.number)
+        bound = self.norm_bound(opened.number)
+        total = aggregate.UpdateSum(trained, bound=bound, cohort=len(opened.messages))
+        waiting = _waiting(opened.messages)
+        for reply in replies:
+            node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
+            opened.bytes_up += app.records_size(reply.content) if reply.has_content() else 0
+            try:
+                self._accept(reply, node_id, opened.number, total, bound)
+            except UpdateRejectedError as error:
+                source = reply.metadata.src_node_id if node_id is None else node_id
+                _drop(opened, source, error.reason, str(error))
+        for node_id in waiting.values():
+            _drop(opened, node_id, "no-reply", "nothing came before the round's end")
+        return total
+
+    def _accept(
+        self,
+        reply: Message,
+        node_id: int | None,
+        round_number: int,
+        total: aggregate.UpdateSum,
+        bound: float,
+    ) -> None:
+        """Add one reply to the sum, or raise `UpdateRejectedError`."""
+        if node_id is None:
+            raise UpdateRejectedError("unexpected", "no message is waiting for this reply")
+        if reply.has_error():
+            raise UpdateRejectedError(*_error_reason(reply))
+        update = _update(reply.content)
+        aggregate.validate_update(
+            update,
+            round_number=round_number,
+            plan=self.plan,
+            trained=total.trained,
+            bound=bound,
+        )
+        total.add(update.tensors)
+
+    # --- Flower's Strategy ---------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: `open_round` for all nodes that the grid knows; `config` isn't used."""
+        adapter = app.from_records(RecordDict({app.FIELDS: ConfigRecord(), app.TENSORS: arrays}))
+        return self.open_round(server_round, dict(adapter.tensors), sorted(grid.get_node_ids()))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: `close_round`. Clients send no metrics, so there are none."""
+        adapter, _ = self.close_round(replies)
+        return to_arrays(adapter), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: a loss on private records would be a release that nobody accounted."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing, as nothing was asked."""
+        return None
+
+    def summary(self) -> None:
+        """Log what the run is."""
+        log.info(
+            "plan %s: %d rounds of %d steps, %s, %d parameters, at least %d updates a round",
+            self.plan.sha256[:12],
+            self.plan.rounds,
+            self.plan.steps_per_round,
+            self.lora.aggregation,
+            self.manifest.parameter_count,
+            self.federation.min_updates,
+        )
+
+
+def to_arrays(adapter: Tensors) -> ArrayRecord:
+    """The adapter as Flower's record, for `Strategy.start`."""
+    record = app.to_records(Envelope({}, adapter))[app.TENSORS]
+    if not isinstance(record, ArrayRecord):
+        raise WireError(f"expected {app.TENSORS} to be an ArrayRecord")
+    return record
+
+
+def run_rounds(
+    grid: Grid,
+    strategy: SordinoStrategy,
+    adapter: Tensors,
+    *,
+    node_ids: Sequence[int] | None = None,
+    start_round: int = 1,
+    on_round: OnRound | None = None,
+    on_reply: OnReply | None = None,
+) -> Tensors:
+    """Run the plan's rounds from `start_round` to the last.
+
+    Resuming is calling this again with the adapter that the last `on_round` was given and its
+    round plus one. A round that failed may be run again as it is: clients that had already answered
+    resend the same bytes.
+
+    Args:
+        grid: Where the clients are.
+        strategy: Holds the plan; the plan holds the number of rounds.
+        adapter: All tensors, as they are before `start_round`.
+        node_ids: The cohort; None: in each round all nodes that the grid then knows.
+        start_round: The first round to run.
+        on_round: Called after each round with its number, the new adapter and the report.
+        on_reply: Called for each reply, good or bad, with the node that it came from.
+
+    Returns:
+        The adapter after the last round.
+
+    Raises:
+        RoundFailedError: Too few valid updates.
+    """
+    for number in range(start_round, strategy.plan.rounds + 1):
+        cohort = sorted(grid.get_node_ids()) if node_ids is None else node_ids
+        messages = strategy.open_round(number, adapter, cohort)
+        timeout = strategy.federation.round_timeout_s
+        replies = grid.send_and_receive(messages, timeout=timeout) if messages else ()
+        adapter, report = strategy.close_round(_told(replies, on_reply))
+        log.info("round %d: %d updates of %d", number, report.received, report.sent)
+        if on_round is not None:
+            on_round(number, adapter, report)
+    return adapter
+
+
+def _told(replies: Iterable[Message], on_reply: OnReply | None) -> Iterator[Message]:
+    for reply in replies:
+        yield reply
+        if on_reply is not None:
+            on_reply(reply.metadata.src_node_id)
+
+
+def _waiting(messages: Sequence[Message]) -> dict[str, int]:
+    """Which node each message's id waits for; the grid gave the ids when it sent them."""
+    return {
+        message.metadata.message_id or f"not sent {number}": message.metadata.dst_node_id
+        for number, message in enumerate(messages)
+    }
+
+
+def _update(records: RecordDict) -> Update:
+    try:
+        return decode_update(app.from_records(records))
+    except WireError as error:
+        raise UpdateRejectedError("malformed", str(error)) from error
+
+
+def _error_reason(reply: Message) -> tuple[str, str]:
+    code, detail = reply.error.code, (reply.error.reason or "")[:200]
+    reason = {
+        app.ERROR_REFUSED: "client-refused",
+        app.ERROR_WORKER: "client-died",
+        app.ERROR_EXPIRED: "too-late",
+        app.ERROR_MALFORMED: "malformed",
+    }.get(code, "client-error")
+    return reason, f"code {code}, {detail!r}"
+
+
+def _drop(opened: _OpenRound, node_id: int, reason: str, detail: str) -> None:
+    log.warning("round %d: dropped node %d: %s (%s)", opened.number, node_id, reason, detail)
+    opened.dropped.append(Dropped(node_id=node_id, reason=reason, detail=detail))
+
+
+def _report(opened: _OpenRound, received: int) -> RoundReport:
+    return RoundReport(
+        round=opened.number,
+        sent=len(opened.messages),
+        received=received,
+        dropped=tuple(opened.dropped),
+        bytes_down=opened.bytes_down,
+        bytes_up=opened.bytes_up,
+        wall_s=time.monotonic() - opened.started,
+    )

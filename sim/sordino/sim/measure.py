@@ -1,0 +1,48 @@
+"""Memory and energy of the processes that train."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from sordino.client.device import energy_joules
+
+
+class Meter:
+    """Reads peak memory and energy since it was made."""
+
+    def __init__(self, process_ids: Iterable[int]) -> None:
+        """Start measuring.
+
+        Args:
+            process_ids: The workers; none: this process does the work.
+        """
+        self._ids = list(process_ids)
+        self._joules = energy_joules()
+        self._started = time.monotonic()
+
+    def read(self) -> dict[str, float | None]:
+        """Peak resident memory of the largest process in MB, and the machine's joules so far."""
+        joules = energy_joules()
+        spent = None if joules is None or self._joules is None else joules - self._joules
+        return {"peak_rss_mb": self._peak_mb(), "joules": spent}
+
+    def _peak_mb(self) -> float | None:
+        peaks = [peak for peak in map(_peak_kb, self._ids or [os.getpid()]) if peak is not None]
+        return max(peaks) / 1024 if peaks else None
+
+
+def _peak_kb(process_id: int) -> float | None:
+    if process_id == os.getpid():
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1])
+    return None

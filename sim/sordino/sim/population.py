@@ -1,0 +1,81 @@
+"""Who takes part in a simulated run: each client's node configuration and its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino.client.data.source import open_source, select_users
+from sordino.core.config import ExperimentConfig
+from sordino.sim.grid import NodeConfig
+
+
+@dataclass(frozen=True)
+class Population:
+    """The clients of a run.
+
+    Attributes:
+        users: Their names, in the order of their nodes.
+        records: How many training records each has.
+        notes: What was left out of the data, and why.
+    """
+
+    users: tuple[str, ...]
+    records: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def choose_population(config: ExperimentConfig) -> Population:
+    """Pick the users that the configuration names, or those with most records.
+
+    Raises:
+        DataError: The data can't be read, or has too few users.
+    """
+    source = open_source(config.data)
+    users = select_users(source, config.data)
+    records = tuple(len(source.user(user).train) for user in users)
+    return Population(users, records, tuple(source.notes))
+
+
+def state_dir(root: Path, index: int) -> Path:
+    """A client's own folder: by number, since a user's name may be no file name."""
+    return root / f"client-{index:05d}"
+
+
+def node_configs(
+    config: ExperimentConfig,
+    users: Sequence[str],
+    *,
+    state_root: Path,
+    cache: Path,
+    without_privacy: bool,
+) -> list[NodeConfig]:
+    """What each client's device would have in its own configuration.
+
+    Args:
+        config: The experiment.
+        users: The clients' users.
+        state_root: Where the clients' folders go.
+        cache: The model cache.
+        without_privacy: The simulated owners let their devices train without privacy.
+    """
+    return [
+        {
+            "model": config.model.name,
+            "quantization": config.model.quantization,
+            "data": config.data.source,
+            "user-column": config.data.user_column,
+            "user": user,
+            "max-records": config.data.max_records,
+            "max-tokens": config.data.max_tokens,
+            "held-out": config.data.held_out,
+            "state-dir": str(state_dir(state_root, index)),
+            "cache-dir": str(cache),
+            "allow-no-privacy": without_privacy,
+            "noise-seed": config.seed if config.privacy.seeded_noise else -1,
+            "micro-batch": config.performance.micro_batch,
+            "checkpoint": config.performance.checkpoint,
+        }
+        for index, user in enumerate(users)
+    ]

@@ -1,0 +1,195 @@
+"""One simulated run: the private federation, its two baselines, and what all three left behind."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino.client.adapter_files import save_adapter
+from sordino.client.model.store import cache_root, resolve_model
+from sordino.core.config import ExperimentConfig
+from sordino.privacy.ledger import export_ledgers
+from sordino.privacy.plan import Plan
+from sordino.server.report import BaseCard, RunReport, write_card, write_report
+from sordino.sim import evaluation, folder, population
+from sordino.sim.evaluation import Losses
+from sordino.sim.folder import RunFolder
+from sordino.sim.grid import LocalGrid, NodeConfig
+from sordino.sim.measure import Meter
+from sordino.sim.outcome import Outcome, make_report
+from sordino.sim.progress import Progress, Silent
+from sordino.sim.variants import (
+    NO_FEDERATION,
+    NO_PRIVACY,
+    PRIVATE,
+    TITLES,
+    Base,
+    Variant,
+    node_ids,
+    run_alone,
+    run_federation,
+    save_adapter_of,
+)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What `simulate` made.
+
+    Attributes:
+        folder: The run's folder.
+        report: What report.json holds.
+    """
+
+    folder: Path
+    report: RunReport
+
+
+def simulate(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> SimulationResult:
+    """Run a federation on this machine, beside the same without privacy and without federation.
+
+    Args:
+        config: The experiment.
+        out: The run's folder; None: ``runs/<id>``.
+        resume: Go on with the run in `out`, whose own configuration then counts.
+        cache: The model cache; None: the user's.
+        progress: Who is told of it.
+
+    Returns:
+        The run's folder and report. With ``trust = "none"`` only the run without privacy is made.
+
+    Raises:
+        ConfigError: The configuration or the folder is refused, before anything runs.
+        DataError: The data can't be read, or has too few users.
+        ModelError: The base can't be opened.
+        RoundFailedError: A round ended with too few valid updates.
+    """
+    cache = cache or cache_root()
+    files = resolve_model(config.model, cache)
+    people = population.choose_population(config)
+    if resume:
+        run, config = folder.reopen(out or Path())
+    else:
+        run = folder.create(config, out or Path("runs") / folder.new_run_id())
+    simulation = _Simulation(
+        config=config,
+        run=run,
+        base=Base(files.name, files.sha256, files.config),
+        quantization=files.quantization,
+        users=people.users,
+        records=people.records,
+        cache=cache,
+        progress=progress or Silent(),
+    )
+    for note in people.notes:
+        simulation.progress.say(note)
+    report = simulation.execute()
+    write_report(report, run.root)
+    write_card(report, BaseCard(name=files.name), run.adapter)
+    return SimulationResult(run.root, report)
+
+
+@dataclass(frozen=True)
+class _Simulation:
+    config: ExperimentConfig
+    run: RunFolder
+    base: Base
+    quantization: str
+    users: tuple[str, ...]
+    records: tuple[int, ...]
+    cache: Path
+    progress: Progress
+
+    def execute(self) -> RunReport:
+        names = [NO_PRIVACY] if self._main == NO_PRIVACY else [PRIVATE, NO_PRIVACY, NO_FEDERATION]
+        nodes = [node for name in names for node in self._nodes(name)]
+        with LocalGrid(nodes, workers=self.config.performance.workers) as grid:
+            before = self._evaluate(grid, "base model", [None] * len(self.users))
+            after: dict[str, Losses] = {}
+            for block, name in enumerate(names):
+                meter = Meter(grid.worker_process_ids)
+                variant = self._variant(name, node_ids(block, len(self.users)))
+                after[name] = self._run(variant, grid, before, meter)
+        self._finish(variant=self._variant(self._main, node_ids(0, len(self.users))))
+        return make_report(
+            Outcome(
+                config=self.config,
+                run=self.run,
+                base_name=self.base.name,
+                base_sha256=self.base.sha256,
+                quantization=self.quantization,
+                users=self.users,
+                records=self.records,
+                before=before,
+                after=after,
+                main=self._main,
+            )
+        )
+
+    @property
+    def _main(self) -> str:
+        return NO_PRIVACY if self.config.privacy.trust == "none" else PRIVATE
+
+    def _nodes(self, name: str) -> list[NodeConfig]:
+        return population.node_configs(
+            self.config,
+            self.users,
+            state_root=self.run.state(name),
+            cache=self.cache,
+            without_privacy=name == NO_PRIVACY,
+        )
+
+    def _variant(self, name: str, nodes: range) -> Variant:
+        return Variant(name, nodes, self.config, self.base, self.run)
+
+    def _run(self, variant: Variant, grid: LocalGrid, before: Losses, meter: Meter) -> Losses:
+        """Run a variant and evaluate what it made on every client's held-out records."""
+        if variant.name == NO_FEDERATION:
+            adapters = run_alone(variant, grid, self.progress)
+            return self._evaluate(grid, TITLES[variant.name], adapters)
+        seen: dict[int, Losses] = {}
+
+        def after_round(number: int) -> dict[str, object]:
+            started = time.monotonic()
+            path = self.run.round_adapter(variant.name, number)
+            seen[number] = self._evaluate(grid, "", [path] * len(self.users))
+            return {
+                "loss": seen[number].overall(),
+                "loss_before": before.overall(),
+                "evaluation_s": time.monotonic() - started,
+                **meter.read(),
+            }
+
+        tensors = run_federation(variant, grid, self.progress, after_round)
+        last = variant.steps[0]
+        if last not in seen:  # a resumed run whose rounds were all done
+            save_adapter_of(variant, last, tensors)
+            path = self.run.round_adapter(variant.name, last)
+            seen[last] = self._evaluate(grid, TITLES[variant.name], [path] * len(self.users))
+        return seen[last]
+
+    def _evaluate(self, grid: LocalGrid, title: str, adapters: list[Path | None] | list[Path]) -> Losses:
+        if title:
+            self.progress.phase(f"held-out loss: {title}", len(adapters))
+        nodes = self._nodes(self._main)
+        on_done = (lambda _: self.progress.advance()) if title else None
+        return evaluation.evaluate_all(grid, nodes, adapters, on_done)
+
+    def _finish(self, variant: Variant) -> None:
+        """Put the adapter and the exported ledger where the run's reader looks for them."""
+        last = folder.load_round(self.run, variant.name, variant.steps[0])
+        save_adapter(
+            self.run.adapter, last, lora=self.config.lora, base_name=self.base.name
+        )
+        states = [population.state_dir(self.run.state(PRIVATE), i) for i in range(len(self.users))]
+        ledgers = [state / "ledger.jsonl" for state in states]
+        if isinstance(variant.plan(), Plan):
+            export_ledgers([path for path in ledgers if path.exists()], self.run.ledger)

@@ -1,0 +1,226 @@
+"""The three runs that a simulation compares: private, without privacy, without federation.
+
+All three go through the same ClientApp and the same validation. The baselines exist in the
+simulation alone: nothing of them is released, so the run's ledger charges the private run only. In
+a deployment each would be a release of its own, and charged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from sordino.client.adapter_files import save_adapter
+from sordino.core.adapters import adapter_manifest, initial_adapter
+from sordino.core.config import ExperimentConfig
+from sordino.core.errors import RoundFailedError
+from sordino.core.records import Tensors
+from sordino.privacy.plan import AnyPlan, decode_plan, plan_without_privacy, private_plan
+from sordino.server.app import federation_app
+from sordino.server.strategy import RoundReport, SordinoStrategy
+from sordino.sim.folder import RunFolder, last_round, load_round, save_round
+from sordino.sim.grid import FIRST_NODE_ID, LocalGrid
+from sordino.sim.progress import Progress
+
+PRIVATE = "private"
+NO_PRIVACY = "no_privacy"
+NO_FEDERATION = "no_federation"
+TITLES = {
+    PRIVATE: "private federation",
+    NO_PRIVACY: "the same without privacy",
+    NO_FEDERATION: "the same without federation",
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a variant needs to know of the base: its name, its file's hash, its config.json."""
+
+    name: str
+    sha256: str
+    architecture: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the compared runs, ready to go.
+
+    Attributes:
+        name: One of the names above.
+        nodes: Its clients in the grid; each variant has its own, with folders of their own.
+        config: The experiment.
+        base: The frozen base.
+        folder: Where rounds are kept.
+    """
+
+    name: str
+    nodes: Sequence[int]
+    config: ExperimentConfig
+    base: Base
+    folder: RunFolder
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Rounds, and local steps in each. A client alone does all its steps in one go."""
+        rounds, steps = self.config.federation.rounds, self.config.train.local_steps
+        return (1, rounds * steps) if self.name == NO_FEDERATION else (rounds, steps)
+
+    def plan(self) -> AnyPlan:
+        """The variant's plan, kept on disk so that a resumed run charges under the same one."""
+        path = _plan_path(self.folder, self.name)
+        if path.exists():
+            return decode_plan(path.read_bytes())
+        rounds, steps = self.steps
+        make = plan_without_privacy if self.name == NO_PRIVACY else private_plan
+        run_id = f"{self.folder.run_id}.{self.name.replace('_', '-')}"
+        plan: AnyPlan = make(
+            self.config.privacy,
+            run_id=run_id if self.name != PRIVATE else self.folder.run_id,
+            rounds=rounds,
+            local_steps=steps,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(plan.canonical())
+        part.replace(path)
+        return plan
+
+    def strategy(self, *, min_updates: int | None = None) -> SordinoStrategy:
+        """The strategy of this variant's rounds."""
+        config = self.config
+        federation = config.federation
+        if min_updates is not None:
+            federation = replace(federation, min_updates=min_updates)
+        return SordinoStrategy(
+            plan=self.plan(),
+            manifest=adapter_manifest(self.base.architecture, config.lora),
+            base_sha256=self.base.sha256,
+            lora=config.lora,
+            train=replace(config.train, local_steps=self.steps[1]),
+            federation=federation,
+        )
+
+    def initial(self) -> Tensors:
+        """The public adapter that every variant starts from."""
+        manifest = adapter_manifest(self.base.architecture, self.config.lora)
+        return initial_adapter(manifest, self.config.lora.init_seed)
+
+
+def read_plan(folder: RunFolder, name: str) -> AnyPlan:
+    """The plan that a variant ran under."""
+    return decode_plan(_plan_path(folder, name).read_bytes())
+
+
+def _plan_path(folder: RunFolder, name: str) -> Path:
+    return folder.state(name) / "plan.json"
+
+
+def node_ids(block: int, clients: int) -> range:
+    """Node ids of the `block`-th variant's clients."""
+    start = FIRST_NODE_ID + block * clients
+    return range(start, start + clients)
+
+
+def run_federation(
+    variant: Variant,
+    grid: LocalGrid,
+    progress: Progress,
+    after_round: Callable[[int], Mapping[str, object]],
+) -> Tensors:
+    """Run the rounds that aren't done yet, through a Flower ServerApp.
+
+    Args:
+        variant: `PRIVATE` or `NO_PRIVACY`.
+        grid: Where its clients are.
+        progress: Advanced with each reply.
+        after_round: Called with the round's number when its adapter is on disk; its figures go
+            with the round's line in metrics.jsonl.
+
+    Returns:
+        The adapter after the last round.
+    """
+    strategy = variant.strategy()
+    done = last_round(variant.folder, variant.name)
+    adapter = load_round(variant.folder, variant.name, done) if done else variant.initial()
+    rounds = variant.steps[0]
+    if done == rounds:
+        return adapter
+    progress.phase(TITLES[variant.name], (rounds - done) * len(variant.nodes))
+    result = [adapter]
+
+    def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
+        save_adapter_of(variant, number, tensors)
+        figures = {**round_figures(report), **after_round(number)}
+        save_round(variant.folder, variant.name, number, figures)
+        result[0] = tensors
+
+    app = federation_app(
+        strategy,
+        adapter,
+        node_ids=variant.nodes,
+        start_round=done + 1,
+        on_round=keep,
+        on_reply=lambda _: progress.advance(),
+    )
+    app(grid, Context(1, 1, {}, RecordDict(), {}))
+    return result[0]
+
+
+def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
+    """Put a round's adapter on disk."""
+    folder = variant.folder.round_adapter(variant.name, number)
+    save_adapter(folder, tensors, lora=variant.config.lora, base_name=variant.base.name)
+
+
+def round_figures(report: RoundReport) -> dict[str, object]:
+    """What the coordinator saw of a round, for metrics.jsonl."""
+    return {
+        "updates": report.received,
+        "dropped": report.reasons,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "wall_s": report.wall_s,
+    }
+
+
+def run_alone(variant: Variant, grid: LocalGrid, progress: Progress) -> list[Path]:
+    """Let each client train alone, and keep each one's own adapter.
+
+    Returns:
+        Folders of the adapters, in the order of the clients.
+
+    Raises:
+        RoundFailedError: A client's update was missing or refused.
+    """
+    folders = [variant.folder.state(variant.name) / f"alone-{i:05d}" for i in range(len(variant.nodes))]
+    todo = [i for i, folder in enumerate(folders) if not folder.is_dir()]
+    if not todo:
+        return folders
+    progress.phase(TITLES[variant.name], len(todo))
+    start = variant.initial()
+    strategies = {i: variant.strategy(min_updates=1) for i in todo}
+    messages: list[Message] = []
+    for i, strategy in strategies.items():
+        messages += strategy.open_round(1, start, [variant.nodes[i]])
+    owners = {message.metadata.dst_node_id: i for i, message in zip(todo, messages, strict=True)}
+    for reply in grid.send_and_receive(messages, timeout=variant.config.federation.round_timeout_s):
+        index = owners.pop(reply.metadata.src_node_id)
+        adapter, _ = strategies[index].close_round([reply])
+        save_adapter(
+            folders[index], adapter, lora=variant.config.lora, base_name=variant.base.name
+        )
+        progress.advance()
+    if owners:
+        raise RoundFailedError(f"{len(owners)} clients did not answer before the timeout")
+    return folders
+
+
+def observations(state_dir: Path) -> list[dict[str, object]]:
+    """What a simulated device noted of its own training: the simulation may look, nobody else."""
+    path = state_dir / "observations.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line)["observations"] for line in path.read_text().splitlines()]

@@ -1,0 +1,1 @@
+"""What several tests need: tiny models and the slow, plain ways to compute what Sordino computes."""

@@ -1,0 +1,458 @@
+"""The plan couples everything: nothing is drawn that wasn't charged, and nothing goes around it."""
+
+import copy
+import doctest
+import importlib
+import json
+import math
+import os
+import pickle
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from sordino.core import canonical
+from sordino.core.config import PrivacyConfig
+from sordino.core.errors import LedgerError, PlanError
+from sordino.privacy import accounting
+from sordino.privacy import plan as coupler
+from sordino.privacy.ledger import Charge, Ledger
+from sordino.privacy.noise import seeded_source, system_source
+from sordino.privacy.plan import (
+    NoPrivacyMechanism,
+    NoPrivacyPlan,
+    Plan,
+    RoundMechanism,
+    decode_plan,
+    events_by_client,
+    guarantee,
+    open_round,
+    open_round_without_privacy,
+    plan_without_privacy,
+    private_plan,
+    spent,
+)
+
+
+def make_plan(**changes):
+    values = {
+        "run_id": "run-1",
+        "rounds": 3,
+        "steps_per_round": 2,
+        "sampling_rate": 0.5,
+        "noise_multiplier": 1.5,
+        "clip_norm": 2.0,
+        "divisor": 4.0,
+        "delta": 1e-5,
+    }
+    return Plan(**{**values, **changes})
+
+
+def make_twin(**changes):
+    values = {
+        "run_id": "run-1",
+        "rounds": 3,
+        "steps_per_round": 2,
+        "sampling_rate": 0.5,
+        "divisor": 4.0,
+    }
+    return NoPrivacyPlan(**{**values, **changes})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.jsonl", "client-1")
+
+
+@pytest.fixture
+def mechanism(ledger):
+    plan = make_plan()
+    return open_round(plan, ledger.charge(plan, 1, "data"), seeded_source(0))
+
+
+def run_step(mechanism, population=10, size=8):
+    batch = mechanism.sample(population)
+    mechanism.clip_factors(np.ones(len(batch)))
+    return mechanism.noise(size)
+
+
+def test_exported_members_are_locked():
+    assert set(coupler.__all__) == {
+        "AnyPlan",
+        "Mechanism",
+        "NoPrivacyMechanism",
+        "NoPrivacyPlan",
+        "Plan",
+        "RoundMechanism",
+        "decode_plan",
+        "events_by_client",
+        "events_of",
+        "guarantee",
+        "open_round",
+        "open_round_without_privacy",
+        "plan_without_privacy",
+        "private_plan",
+        "spent",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["core.canonical", "privacy.accounting", "privacy.clipping", "privacy.sampling"]
+)
+def test_doctests(name):
+    assert doctest.testmod(importlib.import_module(f"sordino.{name}")).failed == 0
+
+
+# The plan as data
+
+
+def test_the_encoding_is_pinned():
+    # A change of these bytes renames every plan: it needs a new version.
+    assert make_plan().canonical() == (
+        b'{"clip_norm":2.0,"delta":1e-05,"divisor":4.0,"kind":"sordino.plan",'
+        b'"neighbouring":"add-or-remove-one","noise_multiplier":1.5,"rounds":3,"run_id":"run-1",'
+        b'"sampling":"poisson","sampling_rate":0.5,"steps_per_round":2,"trust":"local",'
+        b'"unit":"record","version":1}'
+    )
+    assert make_plan().sha256 == canonical.sha256_hex(make_plan().canonical())
+    assert make_plan(clip_norm=2) == make_plan(clip_norm=2.0)
+    assert make_plan(clip_norm=2).sha256 == make_plan().sha256
+
+
+@pytest.mark.parametrize("plan", [make_plan(), make_twin()])
+def test_decoding_gives_the_plan_back(plan):
+    assert decode_plan(plan.canonical()) == plan
+
+
+def altered(**changes):
+    values = json.loads(make_plan().canonical())
+    values.update(changes)
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+
+BAD_BYTES = {
+    "space": make_plan().canonical().replace(b":2.0", b": 2.0"),
+    "newline": make_plan().canonical() + b"\n",
+    "order": b'{"version":1,' + make_plan().canonical()[1:].replace(b',"version":1', b""),
+    "duplicate": make_plan().canonical().replace(b'"rounds":3', b'"rounds":3,"rounds":3'),
+    "int for float": altered(clip_norm=2),
+    "exponent": make_plan().canonical().replace(b"1e-05", b"0.00001"),
+    "bool": altered(rounds=True),
+    "bool float": altered(sampling_rate=True),
+    "nan": altered(clip_norm=math.nan),
+    "infinity": altered(clip_norm=math.inf),
+    "overflow": make_plan().canonical().replace(b":2.0", b":1e999"),
+    "huge int": make_plan().canonical().replace(b":2.0", b":" + b"9" * 400),
+    "string": altered(clip_norm="2.0"),
+    "null": altered(clip_norm=None),
+    "list": altered(run_id=["run-1"]),
+    "unknown key": altered(seed=7),
+    "missing key": make_plan().canonical().replace(b'"delta":1e-05,', b""),
+    "version 2": altered(version=2),
+    "version true": altered(version=True),
+    "version float": altered(version=1.0),
+    "kind": altered(kind="sordino.other"),
+    "kind list": altered(kind=[]),
+    "trust": altered(trust="central"),
+    "unit": altered(unit="user"),
+    "neighbouring": altered(neighbouring="replace-one"),
+    "sampling": altered(sampling="shuffle"),
+    "zero noise": altered(noise_multiplier=0.0),
+    "negative noise": altered(noise_multiplier=-1.0),
+    "delta one": altered(delta=1.0),
+    "q above one": altered(sampling_rate=1.0000001),
+    "not ascii": altered(run_id="run-1").replace(b"run-1", "rün".encode()),
+    "not an object": b"[]",
+    "empty": b"",
+    "deep": b"[" * 60_000,
+    "long": b" " * 100_000,
+}
+
+
+@pytest.mark.parametrize("data", BAD_BYTES.values(), ids=BAD_BYTES.keys())
+def test_anything_but_the_canonical_bytes_is_refused(data):
+    with pytest.raises(PlanError):
+        decode_plan(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": ""},
+        {"run_id": "../x"},
+        {"run_id": "a" * 129},
+        {"run_id": 3},
+        {"rounds": 0},
+        {"rounds": 1.0},
+        {"rounds": 10**9},
+        {"steps_per_round": True},
+        {"sampling_rate": 0.0},
+        {"noise_multiplier": math.inf},
+        {"noise_multiplier": 1e300, "clip_norm": 1e300},
+        {"clip_norm": math.nan},
+        {"divisor": 0.0},
+        {"delta": 0.0},
+        {"delta": 1},
+        {"trust": "none"},
+        {"sampling": "fixed"},
+    ],
+)
+def test_impossible_plans(change):
+    with pytest.raises(PlanError, match=next(iter(change))):
+        make_plan(**change)
+
+
+def test_a_plan_is_frozen_and_says_what_it_charges():
+    plan = make_plan()
+    with pytest.raises(FrozenInstanceError):
+        plan.noise_multiplier = 0.1
+    assert (plan.round_event().steps, plan.total_event().steps) == (2, 6)
+    assert plan.event_fields() == accounting.event_fields(plan.round_event())
+    assert accounting.event_from_fields(plan.event_fields()) == plan.round_event()
+
+
+def test_the_noise_is_solved_for_the_whole_run():
+    plan = private_plan(PrivacyConfig(), run_id="r", rounds=3, local_steps=10)
+    figures = guarantee(plan, [plan.total_event()], composition="the whole plan")
+    assert 7.99 < figures.epsilon_pld <= 8.0 <= figures.epsilon_rdp
+    assert figures.accountants_agree
+    assert (figures.delta, figures.unit, figures.neighbouring, figures.user) == (
+        1e-5,
+        "record",
+        "add-or-remove-one",
+        "not bounded",
+    )
+    given = PrivacyConfig(noise_multiplier=2.0)
+    assert private_plan(given, run_id="r", rounds=1, local_steps=1).noise_multiplier == 2.0
+
+
+def test_both_units_side_by_side():
+    plan = make_plan()
+    figures = guarantee(plan, [plan.round_event()], composition="round 1", records_per_user=4)
+    bound = accounting.group_epsilon([plan.round_event()], plan.delta, 4)
+    assert figures.user == f"epsilon {bound} for a user of at most 4 records"
+
+
+def test_no_privacy_is_a_type_of_its_own():
+    config = PrivacyConfig(trust="none")
+    with pytest.raises(PlanError, match="trust"):
+        private_plan(config, run_id="r", rounds=1, local_steps=1)
+    twin = plan_without_privacy(config, run_id="r", rounds=3, local_steps=2)
+    figures = guarantee(twin, [], composition="the whole plan")
+    assert (figures.trust, figures.epsilon_pld, figures.user) == ("none", math.inf, "not bounded")
+
+
+def test_contradicting_accountants_stop_a_plan(monkeypatch):
+    monkeypatch.setattr(accounting, "epsilon_rdp", lambda events, delta: 1.0)
+    with pytest.raises(PlanError, match="RDP"):
+        private_plan(PrivacyConfig(), run_id="r", rounds=3, local_steps=10)
+
+
+# The round
+
+
+def test_a_whole_round(ledger):
+    plan = make_plan(noise_multiplier=3.0, clip_norm=2.0)
+    mechanism = open_round(plan, ledger.charge(plan, 2, "data"), seeded_source(0))
+    noise = np.concatenate([run_step(mechanism, size=20_000) for _ in range(mechanism.steps)])
+    assert mechanism.finished
+    assert noise.std() == pytest.approx(6.0, rel=0.02)
+    assert (mechanism.steps, mechanism.divisor, mechanism.plan) == (2, 4.0, plan)
+    assert mechanism.noise_label == "seeded: not private"
+    with pytest.raises(PlanError, match="charged steps are done"):
+        mechanism.sample(10)
+    with pytest.raises(PlanError, match="no step is open"):
+        mechanism.noise(20_000)
+
+
+def test_an_empty_batch_is_a_step_with_noise(mechanism):
+    assert mechanism.sample(0).tolist() == []
+    assert mechanism.noise(4).all()
+    run_step(mechanism, size=4)
+    assert mechanism.finished
+
+
+def test_micro_batches_clip_each_record_once(mechanism):
+    batch = mechanism.sample(30)
+    first, second = np.full(len(batch) - 1, 5.0), np.array([math.nan])
+    assert mechanism.clip_factors(first).tolist() == [0.4] * len(first)
+    with pytest.raises(PlanError, match="1 records of the batch were not clipped"):
+        mechanism.noise(4)
+    assert mechanism.clip_factors(second).tolist() == [0.0]
+    with pytest.raises(PlanError, match="unclipped records"):
+        mechanism.clip_factors([1.0])
+    mechanism.noise(4)
+
+
+def test_only_one_order(mechanism):
+    with pytest.raises(PlanError, match="sample a batch first"):
+        mechanism.clip_factors([1.0])
+    with pytest.raises(PlanError, match="no step is open"):
+        mechanism.noise(4)
+    batch = mechanism.sample(10)
+    with pytest.raises(PlanError, match="still open"):
+        mechanism.sample(10)  # no picking among batches
+    mechanism.clip_factors(np.ones(len(batch)))
+    mechanism.noise(4)
+    with pytest.raises(PlanError, match="no step is open"):
+        mechanism.noise(4)  # no second draw to average with the first
+
+
+@pytest.mark.parametrize("size", [0, -1, 4.0, True])
+def test_impossible_noise_sizes(mechanism, size):
+    mechanism.sample(0)
+    with pytest.raises(PlanError, match="noise size"):
+        mechanism.noise(size)
+
+
+def test_the_size_stays_that_of_the_adapter(mechanism):
+    run_step(mechanism, size=4)
+    mechanism.sample(0)
+    with pytest.raises(PlanError, match="to be 4"):
+        mechanism.noise(5)
+
+
+# Ways around
+
+
+def test_a_charge_is_good_once(ledger):
+    plan = make_plan()
+    charge = ledger.charge(plan, 1, "data")
+    open_round(plan, charge, system_source())
+    with pytest.raises(PlanError, match="opened before"):
+        open_round(plan, charge, system_source())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 0.1},
+        {"clip_norm": 100.0},
+        {"steps_per_round": 200},
+        {"sampling_rate": 1.0},
+        {"run_id": "run-2"},
+        {"divisor": 1.0},
+    ],
+)
+def test_a_charge_is_for_exactly_its_plan(ledger, change):
+    charge = ledger.charge(make_plan(), 1, "data")
+    with pytest.raises(PlanError, match="another plan"):
+        open_round(make_plan(**change), charge, system_source())
+    open_round(make_plan(), charge, system_source())  # the refusal didn't use it up
+
+
+def test_a_plan_cannot_charge_less_than_it_does(ledger):
+    class Cheap:
+        run_id, rounds, unit, neighbouring = "run-1", 3, "record", "add-or-remove-one"
+        sha256 = make_plan().sha256
+
+        def event_fields(self):
+            return {**make_plan().event_fields(), "noise_multiplier": 100.0}
+
+    with pytest.raises(PlanError, match="another plan"):
+        open_round(make_plan(), ledger.charge(Cheap(), 1, "data"), system_source())
+
+
+def test_nothing_opens_without_the_ledger(ledger):
+    plan = make_plan()
+    entry = ledger.charge(plan, 1, "data").entry
+    with pytest.raises(LedgerError, match=r"Ledger\.charge"):
+        Charge(entry)
+    for fake in (entry, None, object()):
+        with pytest.raises(PlanError, match="charge"):
+            open_round(plan, fake, system_source())
+    with pytest.raises(PlanError, match="open_round"):
+        RoundMechanism(plan, system_source())
+
+
+def test_neither_charge_nor_round_can_be_copied(ledger, mechanism):
+    charge = ledger.charge(make_plan(), 2, "data")
+    for copier in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(LedgerError, match="copied"):
+            copier(charge)
+        with pytest.raises(PlanError, match="copied"):
+            copier(mechanism)
+
+
+def test_a_fork_can_use_neither(ledger, mechanism):
+    plan = make_plan()
+    charge = ledger.charge(plan, 2, "data")
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for attempt in (
+            lambda: open_round(plan, charge, system_source()),
+            lambda: mechanism.sample(3),
+        ):
+            try:
+                attempt()
+            except PlanError:
+                refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    open_round(plan, charge, system_source())
+
+
+def test_plans_with_and_without_privacy_are_not_exchanged(ledger):
+    charge = ledger.charge(make_plan(), 1, "data")
+    with pytest.raises(PlanError, match="NoPrivacyPlan"):
+        open_round(make_twin(), charge, system_source())
+    with pytest.raises(PlanError, match="NoPrivacyPlan"):
+        open_round_without_privacy(make_plan(), system_source())
+
+
+def test_an_unfinished_round_stays_charged(ledger, mechanism, tmp_path):
+    run_step(mechanism)
+    del mechanism
+    with pytest.raises(LedgerError, match="already charged"):
+        ledger.charge(make_plan(), 1, "data")
+    one_round = accounting.epsilon_pld([make_plan().round_event()], 1e-5)
+    assert spent(ledger.path, 1e-5) == {"client-1": one_round}
+
+
+def test_events_are_read_back_by_client_and_run(ledger):
+    plan, other = make_plan(), make_plan(run_id="run-2", noise_multiplier=9.0)
+    ledger.charge(plan, 1, "data")
+    ledger.charge(plan, 2, "data")
+    ledger.charge(other, 1, "data")
+    assert events_by_client(ledger.path, "run-2") == {"client-1": (other.round_event(),)}
+    assert len(events_by_client(ledger.path)["client-1"]) == 3
+    assert spent(ledger.path, 1e-5, "run-1")["client-1"] < spent(ledger.path, 1e-5)["client-1"]
+
+
+def test_an_event_of_another_unit_is_not_accounted_as_records(ledger):
+    plan = make_plan()
+
+    class User:
+        run_id, rounds, unit, neighbouring = "run-1", 3, "user", plan.neighbouring
+        sha256, event_fields = plan.sha256, plan.event_fields
+
+    ledger.charge(User(), 1, "data")
+    with pytest.raises(PlanError, match="unit"):
+        spent(ledger.path, 1e-5)
+
+
+# The twin
+
+
+def test_the_twin_draws_the_same_batches_and_no_noise(ledger):
+    plan = make_plan()
+    private = open_round(plan, ledger.charge(plan, 1, "data"), seeded_source(0, "x"))
+    twin = open_round_without_privacy(make_twin(), seeded_source(0, "x"))
+    assert isinstance(twin, NoPrivacyMechanism)
+    for _ in range(plan.steps_per_round):
+        batches = [m.sample(40).tolist() for m in (private, twin)]
+        assert batches[0] == batches[1]
+        norms = np.full(len(batches[0]), 7.0)
+        norms[0] = math.nan
+        private.clip_factors(norms)
+        assert twin.clip_factors(norms).tolist() == [0.0] + [1.0] * (len(norms) - 1)
+        private.noise(3)
+        assert twin.noise(3).tolist() == [0.0, 0.0, 0.0]
+    assert twin.finished
+    assert twin.divisor == private.divisor
+
+
+def test_replacing_a_field_makes_another_plan():
+    assert replace(make_plan(), delta=1e-6).sha256 != make_plan().sha256
