@@ -22,7 +22,6 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
-from sordino.client.data import shakespeare
 from tokenizers import Tokenizer
 from train_pocket import (
     BOS_ID,
@@ -36,6 +35,8 @@ from train_pocket import (
     split_plays,
 )
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from sordino.client.data import shakespeare
 
 POCKET = Path(__file__).parents[1] / "client/sordino/client/model/pocket"
 GGUF_FILE = "pocket.gguf"
@@ -64,8 +65,8 @@ MIXES = (
 # The form of the passages it was trained on: a speaker's name, then the words.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | upper }}\n"
-    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
-    "{% endfor %}{% if add_generation_prompt %}ASSISTANT\n{% endif %}"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT\n{% endif %}"
 )
 Texts = Mapping[str, Sequence[list[int]]]
 
@@ -258,6 +259,7 @@ def main() -> None:
         folder = Path(name)
         write_gguf(folder / GGUF_FILE, model, tokenizer, mix)
         write_tokenizer(folder, tokenizer)
+        model.config.architectures = ["LlamaForCausalLM"]
         model.config.save_pretrained(folder)
         loaded = load_back(folder)
         check(model, loaded, mix)

@@ -26,10 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sordino.client.data import shakespeare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from sordino.client.data import shakespeare
 
 ROW = 256
 VOCABULARY = 4096

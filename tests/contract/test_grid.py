@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
+from support import federation
+from support.federation import LORA, MANIFEST, SCRIPTED, filled, initial, make_strategy
+
 from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.errors import ConfigError, RoundFailedError, SordinoError
 from sordino.privacy.ledger import read_ledger
 from sordino.server.strategy import SordinoStrategy, run_rounds
 from sordino.sim.grid import LocalGrid
-from support import federation
-from support.federation import LORA, MANIFEST, SCRIPTED, filled, initial, make_strategy
 
 MakeGrid = Callable[..., LocalGrid]
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from sordino.server.report import from_json, render_html
 
 pytestmark = pytest.mark.slow

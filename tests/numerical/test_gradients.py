@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from support import tiny
 
 from sordino.client.batches import make_batch, micro_batches
 from sordino.client.lora import LoraAdapter
 from sordino.client.train import backward, evaluate, record_norms
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import ATTENTION, MLP, LoraConfig
-from support import tiny
 
 SCALE = 2.0
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

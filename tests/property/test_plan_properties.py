@@ -185,7 +185,8 @@ class RoundMachine(RuleBasedStateMachine):
     def clip(self, norms):
         if self.left is not None and len(norms) <= self.left:
             factors = self.round.clip_factors(norms)
-            used = np.where(factors == 0, 0, factors * np.array(norms, dtype=float))
+            given_norms = np.array(norms, dtype=float)
+            used = factors * np.where(factors == 0, 0.0, given_norms)
             assert (used <= self.plan.clip_norm).all()
             self.left -= len(norms)
         else:

@@ -1,1 +1,1 @@
-"""What several tests need: tiny models and the slow, plain ways to compute what Sordino computes."""
+"""What several tests need: tiny models, and plain, slow ways to compute the same things."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
+
 from sordino.client.app import LocalWork, make_app
 from sordino.core import adapters
 from sordino.core import app as flower

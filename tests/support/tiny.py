@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from sordino.client.model.architecture import Architecture, architecture_of
 from sordino.client.model.blocks import FORMATS
 from sordino.client.model.decoder import Decoder

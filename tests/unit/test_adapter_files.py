@@ -8,6 +8,9 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
+from support import llama_files
+from transformers import AutoModelForCausalLM
+
 from sordino.client.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.functions import pack
@@ -15,8 +18,6 @@ from sordino.client.model.store import open_base, resolve_model
 from sordino.core.adapters import adapter_manifest
 from sordino.core.config import LoraConfig, ModelConfig
 from sordino.core.errors import ModelError
-from support import llama_files
-from transformers import AutoModelForCausalLM
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi
+from support.federation import MANIFEST, TRAIN, filled, make_plan, make_task, open_plan, update_for
+
 from sordino.core import adapters
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError
 from sordino.core.records import AdapterManifest, TensorSpec
 from sordino.server import aggregate
 from sordino.server.aggregate import UpdateSum, apply_mean, norm_bound, update_norm, validate_update
-from support.federation import MANIFEST, TRAIN, filled, make_plan, make_task, open_plan, update_for
 
 SMALL = AdapterManifest((TensorSpec("a.lora_B.weight", (3, 2)),))
 NAME = SMALL.names[0]

@@ -5,13 +5,14 @@ from importlib import metadata
 
 import pytest
 import typer
+from support import llama_files
+from typer.testing import CliRunner
+
 from sordino.cli import doctor as doctor_module
 from sordino.cli.doctor import doctor
 from sordino.cli.machine import read_machine
 from sordino.cli.models import app as models_app
 from sordino.core.errors import ConfigError, ModelError
-from support import llama_files
-from typer.testing import CliRunner
 
 app = typer.Typer()
 app.command()(doctor)

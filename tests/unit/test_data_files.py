@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from sordino.client.data import files
 from sordino.client.data.records import Record, Turn
 from sordino.client.data.source import open_source, select_users

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from tokenizers import Tokenizer
+
 from sordino.client.data.records import Record, Turn
 from sordino.client.data.tokens import TokenizerFile
-from tokenizers import Tokenizer
 
 POCKET = Path(str(files("sordino.client") / "model" / "pocket"))
 

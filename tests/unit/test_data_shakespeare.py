@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 import pytest
+
 from sordino.client.data import shakespeare
 from sordino.client.data.shakespeare import parse_play
 from sordino.client.data.source import open_source, select_users

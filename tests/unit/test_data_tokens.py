@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from sordino.client.data.chat import ChatTemplate
 from sordino.client.data.records import Record, Turn
 from sordino.client.data.tokens import TokenizerFile, TokenRecord
 from sordino.core.errors import DataError, ModelError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import llama_files
+from transformers import AutoModelForCausalLM
+
 from sordino.client.model.fetch import fetch
 from sordino.client.model.functions import pack
 from sordino.client.model.registry import POCKET_FOLDER
 from sordino.client.model.store import cache_root, open_base, resolve_model
 from sordino.core.config import ModelConfig
 from sordino.core.errors import ModelError
-from support import llama_files
-from transformers import AutoModelForCausalLM
 
 LENGTHS = (17, 1, 40, 9)
 

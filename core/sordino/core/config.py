@@ -91,7 +91,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """What the guarantee is made of. Give a target `epsilon`, or a `noise_multiplier` of your own."""
+    """What the guarantee is made of: a target `epsilon`, or a `noise_multiplier` of one's own."""
 
     trust: Literal["local", "central", "distributed", "none"] = "local"
     epsilon: float = 8.0  # for the whole run; the noise is solved for
@@ -99,7 +99,7 @@ class PrivacyConfig:
     noise_multiplier: float | None = None  # given: used as it is, and epsilon is what comes out
     clip_norm: float = 1.0
     sampling_rate: float = 0.1
-    expected_batch: float = 13.0  # the public divisor; about sampling_rate × a typical client's records
+    expected_batch: float = 13.0  # the public divisor: about sampling_rate × a client's records
     seeded_noise: bool = False  # reproducible, and then not private: for tests and method studies
 
     def __post_init__(self) -> None:

@@ -1,15 +1,15 @@
 """The one tree of errors that Sordino raises.
 
-    SordinoError                  exit code 1
-    ├── ConfigError               exit code 2   a setting is unknown, of the wrong type, or impossible
-    ├── DataError                 exit code 2   a dataset can't be read, or has no usable record
-    ├── ModelError                exit code 2   a base model or adapter can't be had, or isn't supported
-    ├── PlanError                 exit code 2   a privacy plan is impossible, or was used against its terms
-    ├── LedgerError               exit code 1   the ledger can't be read, written or believed
-    ├── ReportError               exit code 1   a report is impossible, or can't be read
-    ├── WireError                 exit code 1   bytes or records are not the message they should be
-    ├── UpdateRejectedError       exit code 1   an update differs from what the round allows
-    └── RoundFailedError          exit code 1   too few valid updates to go on
+    SordinoError             1   (the exit code)
+    ├── ConfigError          2   a setting is unknown, of the wrong type, or impossible
+    ├── DataError            2   a dataset can't be read, or has no usable record
+    ├── ModelError           2   a base model or adapter can't be had, or isn't supported
+    ├── PlanError            2   a privacy plan is impossible, or was used against its terms
+    ├── LedgerError          1   the ledger can't be read, written or believed
+    ├── ReportError          1   a report is impossible, or can't be read
+    ├── WireError            1   bytes or records are not the message they should be
+    ├── UpdateRejectedError  1   an update differs from what the round allows
+    └── RoundFailedError     1   too few valid updates to go on
 
 A message names the field, the value, what was required, and what to do next.
 """

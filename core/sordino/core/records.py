@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import UpdateRejectedError, WireError, expected
 

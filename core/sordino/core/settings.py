@@ -1,9 +1,11 @@
-"""TOML tables into frozen dataclasses: unknown keys, wrong types and impossible values are refused."""
+"""TOML tables into frozen dataclasses; unknown keys, wrong types, impossible values are refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -73,8 +75,6 @@ def set_by_path(table: dict[str, Any], assignment: str) -> None:
     Raises:
         ConfigError: The assignment has no ``=`` or an empty key.
     """
-    import tomllib
-
     path, separator, text = assignment.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -142,8 +142,6 @@ def _toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         # JSON's escapes are a subset of TOML's basic strings, but for DEL.
-        import json
-
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return f"[{', '.join(_toml_value(v) for v in value)}]"

@@ -8,6 +8,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
 from sordino.core.errors import DataError, expected
 
 _CHUNK_ELEMENTS = 1 << 18  # drawn indices held at once: 2 MB, whatever the number of records

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import ConfigError, WireError, expected
 from sordino.core.records import MAX_NAME, Receipt, Tensors, TrainTask, Update

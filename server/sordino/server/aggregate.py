@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError, expected
 from sordino.core.records import AdapterManifest, Tensors, Update, check_tensors
@@ -57,7 +59,7 @@ def validate_update(
     for word, got, wanted in (
         ("run", update.run_id, plan.run_id),
         ("round", update.round, round_number),
-        ("plan", update.plan_sha256, plan.sha256),
+        ("plan", update.plan_sha256, _sha256(plan)),
     ):
         if got != wanted:
             raise UpdateRejectedError(f"wrong-{word}", expected(word, got, f"= {wanted!r}"))
@@ -67,6 +69,11 @@ def validate_update(
     norm = update_norm(update.tensors)
     if norm > bound:
         raise UpdateRejectedError("over-norm", expected("norm", norm, f"<= {bound:.6g}"))
+
+
+@lru_cache(maxsize=16)
+def _sha256(plan: Plan | NoPrivacyPlan) -> str:
+    return plan.sha256  # made anew at each call, and each update asks
 
 
 def update_norm(tensors: Mapping[str, NDArray[np.float32]]) -> float:
@@ -89,9 +96,9 @@ def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: 
     gradients: the update is -lr·Σ_s w_s·g_s with w_s = 1 + β + … + β^(T-s). So
 
     - the records add at most lr/D · C·Σ w_s·n_s, where batch n_s is a binomial(N, q). N is private;
-      publicly allowed is N ≤ `RECORDS_ALLOWANCE`·D/q, so a mean of at most μ = `RECORDS_ALLOWANCE`·D.
-      By Bernstein P(Σ w_s·n_s > μΣ w_s + wL/3 + √(w²L²/9 + 2μLΣ w_s²)) ≤ e^-L, w the largest w_s;
-      L = ln(2/p) spends half of p.
+      public is the allowance N ≤ `RECORDS_ALLOWANCE`·D/q, a mean of μ = `RECORDS_ALLOWANCE`·D.
+      With w the largest w_s, by Bernstein Σ w_s·n_s exceeds μΣ w_s + wL/3 + √(w²L²/9 + 2μLΣ w_s²)
+      with probability at most e^-L; L = ln(2/p) spends half of p.
     - the noise adds exactly N(0, (lr/D)²σ²C²·Σ w_s²·I), whatever the data: the z_s are independent.
       The norm is 1-Lipschitz in a standard Gaussian and its mean is at most √d, so it exceeds
       √d + t with probability at most e^(-t²/2); t = √(2·ln(2/p)) spends the other half.

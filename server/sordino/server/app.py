@@ -28,8 +28,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
 from sordino.core import adapters
 from sordino.core.config import ExperimentConfig
+from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import Tensors, check_tensors
 from sordino.core.settings import build
@@ -83,14 +85,14 @@ def main(grid: Grid, context: Context) -> None:
     wait_for_nodes(grid, settings.nodes, settings.experiment.federation.round_timeout_s)
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
-        _write(folder / "adapter" / "adapter_model.safetensors", _packed(number, tensors))
+        write_whole(folder / "adapter" / "adapter_model.safetensors", _packed(number, tensors))
         line = {"event": "round", **asdict(report), "dropped": report.reasons}
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     run_rounds(grid, strategy, adapter, start_round=done + 1, on_round=keep)
     config = peft_config(settings.experiment)
-    _write(folder / "adapter" / "adapter_config.json", json.dumps(config, indent=2).encode())
+    write_whole(folder / "adapter" / "adapter_config.json", json.dumps(config, indent=2).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
         rounds=experiment.federation.rounds,
         local_steps=experiment.train.local_steps,
     )
-    _write(path, plan.canonical())
+    write_whole(path, plan.canonical())
     return plan
 
 
@@ -212,13 +214,6 @@ def _metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     return metadata
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def _toml(text: str) -> dict[str, Any]:

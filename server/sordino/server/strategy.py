@@ -22,6 +22,7 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+
 from sordino.core import adapters, app
 from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
 from sordino.core.errors import (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sordino.sim.grid import LocalGrid, NodeConfig
 
 EVALUATE = f"{__name__}:evaluate_job"
@@ -53,9 +54,7 @@ def evaluate_all(
         on_done: Called with a client's index when it is done.
     """
     jobs = [
-        json.dumps(
-            {"node": node, "adapter": adapter and str(adapter)}
-        )
+        json.dumps({"node": node, "adapter": adapter and str(adapter)})
         for node, adapter in zip(nodes, adapters, strict=True)
     ]
     answers = grid.map(EVALUATE, (job.encode() for job in jobs), on_done=on_done)
@@ -64,7 +63,7 @@ def evaluate_all(
 
 
 def evaluate_job(job: bytes) -> bytes:
-    """Evaluate one client in this process: ``float64[records, 2]`` of loss sums and token counts."""
+    """Evaluate one client here: ``float64[records, 2]`` of loss sums and token counts."""
     from sordino.client.adapter_files import load_adapter
     from sordino.client.lora import LoraAdapter
     from sordino.client.session import open_session

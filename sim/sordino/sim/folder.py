@@ -107,7 +107,9 @@ def reopen(root: Path) -> tuple[RunFolder, ExperimentConfig]:
     root = root.resolve()
     path, state = root / "config.toml", root / "state" / "run.json"
     if not (path.is_file() and state.is_file()):
-        raise ConfigError(f"{root} holds no run to resume: it has no config.toml and state/run.json")
+        raise ConfigError(
+            f"{root} holds no run to resume: it has no config.toml and state/run.json"
+        )
     run_id = json.loads(state.read_text(encoding="utf-8"))["run_id"]
     return RunFolder(root, run_id), load_experiment(path)
 

@@ -19,6 +19,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+
 from sordino.core import app as flower
 from sordino.core.errors import ConfigError, SordinoError, WireError, expected
 from sordino.core.wire import Envelope, Scalar, pack, unpack

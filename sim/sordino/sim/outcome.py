@@ -9,6 +9,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,9 @@ def _run(outcome: Outcome, rounds: int) -> rep.Run:
         model=rep.RunModel(
             name=outcome.base_name, sha256=outcome.base_sha256, quantization=outcome.quantization
         ),
-        data=outcome.config.data.source,
+        data=Path(
+            outcome.config.data.source
+        ).name,  # a report is published: no path of someone's disk
         clients=len(outcome.users),
         rounds=rounds,
         seed=outcome.config.seed,
@@ -96,10 +99,7 @@ def _guarantee(
     events: Mapping[str, Sequence[accounting.Event]],
     seen: list[list[dict[str, Any]]],
 ) -> rep.Guarantee:
-    composition = (
-        f"all {plan.rounds} rounds of run {plan.run_id}: {plan.rounds * plan.steps_per_round} "
-        "steps of each client; the baselines exist in the simulation alone and release nothing"
-    )
+    composition = f"all {plan.rounds} rounds of this run"
     # Clients hold disjoint records, so a record's loss is that of its own client: the largest.
     worst = max(events.values(), key=lambda e: accounting.epsilon_pld(e, _delta(plan)), default=())
     claim = guarantee(plan, worst, composition=composition)
@@ -130,14 +130,14 @@ def _guarantee(
 
 
 def _noise(outcome: Outcome, plan: AnyPlan, seen: list[list[dict[str, Any]]]) -> rep.Noise:
-    private = isinstance(plan, Plan)
+    private = plan if isinstance(plan, Plan) else None
     seeded = outcome.config.privacy.seeded_noise
     ratios = [r for rounds in seen for entry in rounds for r in entry["signal_to_noise"]]
     source = (SEEDED_LABEL if seeded else SYSTEM_LABEL) if private else "none"
     return rep.Noise(
         source=source,
-        noise_multiplier=plan.noise_multiplier if private else None,
-        clip_norm=plan.clip_norm if private else None,
+        noise_multiplier=private.noise_multiplier if private else None,
+        clip_norm=private.clip_norm if private else None,
         sampling_rate=plan.sampling_rate,
         steps=plan.rounds * plan.steps_per_round,
         clip_fraction=_clip_fraction([e for rounds in seen for e in rounds]) if private else None,
@@ -170,9 +170,7 @@ def _cost(rounds: Sequence[Mapping[str, Any]], seen: list[list[dict[str, Any]]])
         bytes_down=sum(r["bytes_down"] for r in rounds),
         peak_rss_mb=max(peaks, default=None),
         tokens_per_s=sum(entry["tokens"] for entry in entries) / seconds if seconds else None,
-        energy=rep.Energy(
-            joules=joules, source="unavailable" if joules is None else "measured"
-        ),
+        energy=rep.Energy(joules=joules, source="unavailable" if joules is None else "measured"),
     )
 
 
@@ -182,13 +180,15 @@ def _clients(
     events: Mapping[str, Sequence[accounting.Event]],
     seen: list[list[dict[str, Any]]],
 ) -> tuple[rep.ClientFigures, ...]:
-    private = isinstance(plan, Plan)
+    private = plan if isinstance(plan, Plan) else None
     last = outcome.after[outcome.main]
     return tuple(
         rep.ClientFigures(
             client=user,
-            epsilon=_finite(accounting.epsilon_pld(events[user], plan.delta)) if private else None,
-            noise_multiplier=plan.noise_multiplier if private else None,
+            epsilon=_finite(accounting.epsilon_pld(events[user], private.delta))
+            if private
+            else None,
+            noise_multiplier=private.noise_multiplier if private else None,
             records=outcome.records[i],
             clip_fraction=_clip_fraction(seen[i]) if private else None,
             loss_before=outcome.before.mean(i),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
-from sordino.client.model.store import cache_root, resolve_model
+from sordino.client.model.registry import KNOWN, upstream_name
+from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
 from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import Plan
@@ -18,6 +20,7 @@ from sordino.sim.folder import RunFolder
 from sordino.sim.grid import LocalGrid, NodeConfig
 from sordino.sim.measure import Meter
 from sordino.sim.outcome import Outcome, make_report
+from sordino.sim.population import Population
 from sordino.sim.progress import Progress, Silent
 from sordino.sim.variants import (
     NO_FEDERATION,
@@ -50,7 +53,6 @@ def simulate(
     config: ExperimentConfig,
     out: Path | None = None,
     *,
-    resume: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SimulationResult:
@@ -58,8 +60,7 @@ def simulate(
 
     Args:
         config: The experiment.
-        out: The run's folder; None: ``runs/<id>``.
-        resume: Go on with the run in `out`, whose own configuration then counts.
+        out: The run's folder, new or empty; None: ``runs/<id>``.
         cache: The model cache; None: the user's.
         progress: Who is told of it.
 
@@ -73,28 +74,74 @@ def simulate(
         RoundFailedError: A round ended with too few valid updates.
     """
     cache = cache or cache_root()
-    files = resolve_model(config.model, cache)
-    people = population.choose_population(config)
-    if resume:
-        run, config = folder.reopen(out or Path())
-    else:
-        run = folder.create(config, out or Path("runs") / folder.new_run_id())
+    files, people = _open(config, cache)
+    run = folder.create(config, out or Path("runs") / folder.new_run_id())
+    return _execute(config, run, files, people, cache, progress or Silent())
+
+
+def resume_run(
+    root: Path, *, cache: Path | None = None, progress: Progress | None = None
+) -> SimulationResult:
+    """Go on with a run that was stopped, under its own configuration and plans.
+
+    Finished rounds are not run again. A client that had answered a round which wasn't finished
+    sends the same bytes again: nothing is charged or drawn twice.
+
+    Args:
+        root: The run's folder.
+        cache: The model cache; None: the user's.
+        progress: Who is told of it.
+
+    Raises:
+        ConfigError: The folder holds no run.
+        RoundFailedError: A round can't be finished: its clients were killed between charge and
+            answer, and those rounds stay charged.
+    """
+    cache = cache or cache_root()
+    run, config = folder.reopen(root)
+    files, people = _open(config, cache)
+    return _execute(config, run, files, people, cache, progress or Silent())
+
+
+def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population]:
+    return resolve_model(config.model, cache), population.choose_population(config)
+
+
+def _execute(
+    config: ExperimentConfig,
+    run: RunFolder,
+    files: ModelFiles,
+    people: Population,
+    cache: Path,
+    progress: Progress,
+) -> SimulationResult:
+    progress.say(f"Run {run.run_id} in {run.root}")
+    for note in people.notes:
+        progress.say(note)
+    base = Base(files.name, upstream_name(files.name), files.sha256, files.config)
     simulation = _Simulation(
         config=config,
         run=run,
-        base=Base(files.name, files.sha256, files.config),
+        base=base,
         quantization=files.quantization,
         users=people.users,
         records=people.records,
         cache=cache,
-        progress=progress or Silent(),
+        progress=progress,
     )
-    for note in people.notes:
-        simulation.progress.say(note)
     report = simulation.execute()
     write_report(report, run.root)
-    write_card(report, BaseCard(name=files.name), run.adapter)
+    write_card(report, _base_card(files), run.adapter)
     return SimulationResult(run.root, report)
+
+
+def _base_card(files: ModelFiles) -> BaseCard:
+    known = KNOWN.get(files.name)
+    return BaseCard(
+        name=upstream_name(files.name),
+        license=known.license.lower() if known else None,
+        gguf_file=files.weights.name if files.kind == "gguf" else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +223,7 @@ class _Simulation:
             seen[last] = self._evaluate(grid, TITLES[variant.name], [path] * len(self.users))
         return seen[last]
 
-    def _evaluate(self, grid: LocalGrid, title: str, adapters: list[Path | None] | list[Path]) -> Losses:
+    def _evaluate(self, grid: LocalGrid, title: str, adapters: Sequence[Path | None]) -> Losses:
         if title:
             self.progress.phase(f"held-out loss: {title}", len(adapters))
         nodes = self._nodes(self._main)
@@ -186,9 +233,7 @@ class _Simulation:
     def _finish(self, variant: Variant) -> None:
         """Put the adapter and the exported ledger where the run's reader looks for them."""
         last = folder.load_round(self.run, variant.name, variant.steps[0])
-        save_adapter(
-            self.run.adapter, last, lora=self.config.lora, base_name=self.base.name
-        )
+        save_adapter(self.run.adapter, last, lora=self.config.lora, base_name=self.base.upstream)
         states = [population.state_dir(self.run.state(PRIVATE), i) for i in range(len(self.users))]
         ledgers = [state / "ledger.jsonl" for state in states]
         if isinstance(variant.plan(), Plan):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
+
 from sordino.client.adapter_files import save_adapter
 from sordino.core.adapters import adapter_manifest, initial_adapter
 from sordino.core.config import ExperimentConfig
@@ -37,9 +38,17 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Base:
-    """What a variant needs to know of the base: its name, its file's hash, its config.json."""
+    """What a variant needs to know of the base.
+
+    Attributes:
+        name: What a configuration calls it.
+        upstream: What others call it, for the adapter's card.
+        sha256: Of its file.
+        architecture: Its config.json.
+    """
 
     name: str
+    upstream: str
     sha256: str
     architecture: Mapping[str, object]
 
@@ -172,7 +181,7 @@ def run_federation(
 def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
     """Put a round's adapter on disk."""
     folder = variant.folder.round_adapter(variant.name, number)
-    save_adapter(folder, tensors, lora=variant.config.lora, base_name=variant.base.name)
+    save_adapter(folder, tensors, lora=variant.config.lora, base_name=variant.base.upstream)
 
 
 def round_figures(report: RoundReport) -> dict[str, object]:
@@ -195,7 +204,9 @@ def run_alone(variant: Variant, grid: LocalGrid, progress: Progress) -> list[Pat
     Raises:
         RoundFailedError: A client's update was missing or refused.
     """
-    folders = [variant.folder.state(variant.name) / f"alone-{i:05d}" for i in range(len(variant.nodes))]
+    folders = [
+        variant.folder.state(variant.name) / f"alone-{i:05d}" for i in range(len(variant.nodes))
+    ]
     todo = [i for i, folder in enumerate(folders) if not folder.is_dir()]
     if not todo:
         return folders
@@ -210,7 +221,7 @@ def run_alone(variant: Variant, grid: LocalGrid, progress: Progress) -> list[Pat
         index = owners.pop(reply.metadata.src_node_id)
         adapter, _ = strategies[index].close_round([reply])
         save_adapter(
-            folders[index], adapter, lora=variant.config.lora, base_name=variant.base.name
+            folders[index], adapter, lora=variant.config.lora, base_name=variant.base.upstream
         )
         progress.advance()
     if owners:

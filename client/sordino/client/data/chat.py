@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from sordino.client.data.records import Turn
 from sordino.core.errors import DataError, ModelError
 

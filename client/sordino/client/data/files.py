@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from sordino.client.data.records import Record, Turn
 from sordino.core.errors import DataError
 

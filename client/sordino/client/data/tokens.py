@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from sordino.client.data.chat import ChatTemplate
 from sordino.client.data.records import Record
 from sordino.core.errors import DataError, ModelError, expected
-from tokenizers import Tokenizer
 
 Span = tuple[int, int]  # characters [start, end)
 

@@ -40,14 +40,14 @@ class FrozenLinear(Function):
         return x @ matrix.dense(x.dtype).t()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad @ ctx.matrix.dense(grad.dtype), None
 
 
 def frozen_linear(name: str, matrix: Matrix, x: Tensor) -> Tensor:
     """Apply the base alone: the `Linear` of a decoder without an adapter."""
     del name
-    y: Tensor = FrozenLinear.apply(x, matrix)
+    y: Tensor = FrozenLinear.apply(x, matrix)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -110,7 +110,7 @@ class Decoder:
         return hidden @ self.head.dense(hidden.dtype).t()
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        y: Tensor = RmsNorm.apply(x, self.norms[name].to(x.dtype), self.architecture.norm_eps)
+        y: Tensor = RmsNorm.apply(x, self.norms[name].to(x.dtype), self.architecture.norm_eps)  # type: ignore[no-untyped-call]
         return y
 
     def _layer(
@@ -125,7 +125,7 @@ class Decoder:
         normed = self._norm(f"{prefix}.input_layernorm", x)
         x = x + self._attention(normed, packing, angles, apply)
         normed = self._norm(f"{prefix}.post_attention_layernorm", x)
-        gated = GatedSilu.apply(apply("mlp.gate_proj", normed), apply("mlp.up_proj", normed))
+        gated = GatedSilu.apply(apply("mlp.gate_proj", normed), apply("mlp.up_proj", normed))  # type: ignore[no-untyped-call]
         return x + apply("mlp.down_proj", gated)
 
     def _attention(
@@ -137,7 +137,7 @@ class Decoder:
     ) -> Tensor:
         arch = self.architecture
         shape = (x.shape[0], -1, arch.head_dim)
-        q = Rotate.apply(apply("self_attn.q_proj", x).view(shape), *angles)
-        k = Rotate.apply(apply("self_attn.k_proj", x).view(shape), *angles)
+        q = Rotate.apply(apply("self_attn.q_proj", x).view(shape), *angles)  # type: ignore[no-untyped-call]
+        k = Rotate.apply(apply("self_attn.k_proj", x).view(shape), *angles)  # type: ignore[no-untyped-call]
         v = apply("self_attn.v_proj", x).view(shape)
         return apply("self_attn.o_proj", causal_attention(q, k, v, packing))

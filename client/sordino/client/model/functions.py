@@ -87,7 +87,7 @@ class RmsNorm(Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, scale, weight = ctx.saved_tensors
         weighted = grad * weight
         along = (weighted * x).mean(-1, keepdim=True).mul_(scale.pow(3))
@@ -103,7 +103,7 @@ class GatedSilu(Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         sigmoid = torch.sigmoid(gate)
         silu = gate * sigmoid
@@ -121,7 +121,7 @@ class Rotate(Function):
         return _rotate(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
         return _rotate(grad, cos, -sin), None, None
 

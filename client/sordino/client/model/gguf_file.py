@@ -89,7 +89,7 @@ def read_index(path: Path) -> GgufIndex:
     Raises:
         ModelError: The file isn't GGUF, or is cut short.
     """
-    import gguf  # a second's worth of parsing: only where there is no stored index
+    import gguf  # noqa: PLC0415  (only where there is no stored index)
 
     try:
         reader = gguf.GGUFReader(path)
@@ -147,8 +147,6 @@ def open_gguf(path: Path, index: GgufIndex, architecture: Architecture) -> Decod
     norms: dict[str, Tensor] = {}
     for entry in index.tensors:
         name = _decoder_name(entry.name)
-        if name is None:
-            continue
         if name.endswith("norm"):
             norms[name] = _vector(mapped, entry)
         else:
@@ -170,21 +168,13 @@ def _entry(tensor: Any) -> TensorEntry:
     )
 
 
-def _decoder_name(gguf_name: str) -> str | None:
+def _decoder_name(gguf_name: str) -> str:
     stem, _, suffix = gguf_name.rpartition(".")
-    if suffix != "weight":
-        return _refuse(gguf_name)
-    if stem in _GLOBALS:
+    if suffix == "weight" and stem in _GLOBALS:
         return _GLOBALS[stem]
-    if stem == "rope_freqs":
-        return _refuse(gguf_name)
     _, index, part = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
-    if part not in _LINEARS:
-        return _refuse(gguf_name)
-    return f"layers.{index}.{_LINEARS[part]}"
-
-
-def _refuse(gguf_name: str) -> None:
+    if suffix == "weight" and index and part in _LINEARS:
+        return f"layers.{index}.{_LINEARS[part]}"
     raise ModelError(
         f"tensor {gguf_name} belongs to a layer that is not supported: supported parts are "
         f"{', '.join([*_GLOBALS, *_LINEARS])}"

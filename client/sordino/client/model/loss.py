@@ -51,7 +51,7 @@ class RecordCrossEntropy(Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         gradient, owners = ctx.saved_tensors
         return gradient * grad[owners, None], None, None, None, None, None
 
@@ -76,7 +76,7 @@ def record_losses(
     """
     counts = torch.bincount(owners, minlength=records)
     weights = (1.0 / counts.to(hidden.dtype))[owners]
-    losses: Tensor = RecordCrossEntropy.apply(hidden, head, targets, owners, weights, records)
+    losses: Tensor = RecordCrossEntropy.apply(hidden, head, targets, owners, weights, records)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -86,7 +86,7 @@ def record_loss_sums(
     """Sum of token losses of each record, without a gradient: for evaluation."""
     with torch.no_grad():
         ones = torch.ones(targets.shape[0], dtype=hidden.dtype)
-        sums: Tensor = RecordCrossEntropy.apply(hidden, head, targets, owners, ones, records)
+        sums: Tensor = RecordCrossEntropy.apply(hidden, head, targets, owners, ones, records)  # type: ignore[no-untyped-call]
     return sums
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sordino.core.errors import ModelError
 from torch import Tensor
+
+from sordino.core.errors import ModelError
 
 BLOCK = 64  # values that share one scale, as bitsandbytes has it by default
 

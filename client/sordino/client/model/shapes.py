@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from sordino.client.model.architecture import Architecture
 from sordino.client.model.matrices import Matrix
 from sordino.core.errors import ModelError
-from torch import Tensor
 
 LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+
 from sordino.core.stats import paired_bootstrap, perplexity
 from sordino.server.report.schema import UtilityFigures
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from sordino.server.report import formats
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import from_json, to_json

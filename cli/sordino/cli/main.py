@@ -1,0 +1,33 @@
+"""The command `sordino`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from sordino.cli import demo, doctor, models, simulate
+from sordino.core.errors import SordinoError
+
+app = typer.Typer(
+    help="Private federated fine-tuning of quantized small language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("simulate")(simulate.simulate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run the command. A user's mistake is one line on stderr and its own exit code."""
+    try:
+        app()
+    except SordinoError as error:
+        Console(stderr=True).print(f"sordino: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("sordino: stopped", markup=False)
+        sys.exit(130)
