@@ -5,7 +5,8 @@
 Q4_1 in the linears, Q8_0 in the tied embedding, F32 in the norms, and the rows of q and k in
 llama.cpp's rotary order, as llama.cpp's own converter writes a Llama. Where Q4_1 costs more than 2
 % of perplexity, the linears that are most sensitive move to Q8_0. The file is then loaded back
-through transformers, and what is reported of the quantized model is measured on that.
+through transformers, and what is reported of the quantized model is measured on that. `README.md`
+beside the files is written by hand from what this prints.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from train_pocket import (
     BOS_ID,
     END_OF_TEXT_ID,
@@ -66,7 +68,7 @@ MIXES = (
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | upper }}\n"
     "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT\n{% endif %}"
+    "{{ '\\n\\n' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT\n{% endif %}"
 )
 Texts = Mapping[str, Sequence[list[int]]]
 
@@ -197,13 +199,17 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """`tokenizer.json` and its settings, as transformers reads them."""
+    """`tokenizer.json`, which starts what it encodes with the begin token, and its settings."""
+    bos = tokenizer.id_to_token(BOS_ID)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, BOS_ID)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": ROW,
         "add_bos_token": True,
-        "bos_token": tokenizer.id_to_token(BOS_ID),
+        "bos_token": bos,
         "eos_token": tokenizer.id_to_token(EOS_ID),
         "pad_token": tokenizer.id_to_token(END_OF_TEXT_ID),
         "unk_token": tokenizer.id_to_token(END_OF_TEXT_ID),

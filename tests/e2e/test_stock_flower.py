@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -97,10 +98,8 @@ class Federation:
         for process in reversed(self.processes):
             _end_group(process, signal.SIGTERM)
         for process in self.processes:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
             _end_group(process, signal.SIGKILL)  # what it started and left
             process.wait()
 
@@ -130,10 +129,8 @@ class Federation:
 
 
 def _end_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, how)
-    except ProcessLookupError:
-        pass
 
 
 @pytest.fixture

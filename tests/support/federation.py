@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -109,15 +110,12 @@ scripted = ClientApp()
 
 @scripted.train()
 def _scripted(message: Message, context: Context) -> Message:
+    if "script" in context.node_config:  # a file, so that one grid serves many tests
+        context = _read_script(context)
+    if "client" in context.node_config:
+        return training(message, context)
     behaviour = str(context.node_config.get("behaviour", "honest"))
-    if behaviour == "raise":
-        raise ValueError("a record said: hunter2")
-    if behaviour == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "die-once":
-        _die_once(Path(str(context.node_config["marker"])))
-    if behaviour == "sleep":
-        time.sleep(float(context.node_config["seconds"]))
+    _interrupt(behaviour, context)
     task = decode_task(flower.from_records(message.content))
     tensors = filled(float(context.node_config["value"]), task.round, task.lora)
     update = update_for(task, _spoil(behaviour, tensors))
@@ -131,6 +129,20 @@ def _scripted(message: Message, context: Context) -> Message:
     if behaviour == "lying-shape":
         _lie(records[flower.TENSORS])
     return Message(records, reply_to=message)
+
+
+def _interrupt(behaviour: str, context: Context) -> None:
+    if behaviour == "raise":
+        raise ValueError("a record said: hunter2")
+    if behaviour == "die-once":
+        _die_once(Path(str(context.node_config["marker"])))
+    if behaviour == "sleep":
+        time.sleep(float(context.node_config["seconds"]))
+
+
+def _read_script(context: Context) -> Context:
+    config = json.loads(Path(str(context.node_config["script"])).read_text())
+    return Context(context.run_id, context.node_id, config, context.state, context.run_config)
 
 
 def _spoil(behaviour: str, tensors: Tensors) -> Tensors:

@@ -83,6 +83,15 @@ class WorkerPool:
         self._false_starts = 0
         self._workers = [self._start() for _ in range(workers)]
 
+    def wait_until_ready(self) -> None:
+        """Wait for all workers to be set up, before the first job.
+
+        Raises:
+            SordinoError: Workers die, or fail, before they are ready.
+        """
+        while not all(worker.ready for worker in self._workers):
+            self._collect(None)
+
     def submit(self, job: Job) -> None:
         """Queue a job; it starts as soon as a worker is free and `poll` is called."""
         self._queue.append(job)
