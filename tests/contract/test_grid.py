@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from flwr.clientapp import ClientApp
 from support.federation import LORA, MANIFEST, SCRIPTED, filled, initial, make_strategy
 
 from sordino.core import adapters
@@ -282,6 +283,20 @@ def test_closing_leaves_no_process_behind() -> None:
     for pid in ids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@only_workers
+def test_workers_keep_flower_quiet(farm: Farm) -> None:
+    assert farm.grid.map("support.jobs:flower_level", [b""]) == [b"WARNING"]
+
+
+def test_an_app_that_makes_no_message() -> None:
+    silent = ClientApp()
+    silent.train()(lambda message, context: None)  # type: ignore[arg-type, return-value]
+    with LocalGrid([{}], app=silent) as grid:
+        messages = make_strategy().open_round(1, initial(), grid.get_node_ids())
+        (reply,) = grid.send_and_receive(messages)
+        assert reply.error.code == flower.ERROR_APP
 
 
 @only_workers

@@ -7,6 +7,8 @@ noise. The same measurement must catch a step that is wrong in each of the usual
 import numpy as np
 import pytest
 import torch
+from support import tiny
+from support.rounds import Still, mechanism
 
 from sordino.client import train
 from sordino.client.lora import LoraAdapter
@@ -15,8 +17,6 @@ from sordino.client.train import Observations, PlanOptimizer
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import LoraConfig, PerformanceConfig
 from sordino.privacy.plan import RoundMechanism
-from support import tiny
-from support.rounds import Still, mechanism
 
 C = 0.05
 NEIGHBOUR = tiny.record(12, 1)

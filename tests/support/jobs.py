@@ -1,5 +1,6 @@
 """Functions that a test's workers call."""
 
+import logging
 import os
 
 
@@ -13,3 +14,7 @@ def refuse(data: bytes) -> bytes:
 
 def environment(names: bytes) -> bytes:
     return " ".join(os.environ[name] for name in names.decode().split()).encode()
+
+
+def flower_level(_: bytes) -> bytes:
+    return logging.getLevelName(logging.getLogger("flwr").level).encode()

@@ -283,7 +283,7 @@ def test_a_failed_write_leaves_the_old_report(report, tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sordino.server.report.files.os.fsync", full_disk)
+    monkeypatch.setattr("sordino.core.durable.os.fsync", full_disk)
     with pytest.raises(ReportError, match="No space left"):
         write_report(replaced(report, "run.id", "other"), tmp_path)
     assert path.read_text(encoding="utf-8") == TEXT

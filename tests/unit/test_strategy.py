@@ -90,6 +90,11 @@ def test_no_round_beyond_the_plan() -> None:
         make_strategy().open_round(4, initial(), [2])
 
 
+def test_no_node_is_asked_twice() -> None:
+    with pytest.raises(PlanError, match="without repeats"):
+        make_strategy().open_round(1, initial(), [2, 3, 2])
+
+
 def test_the_plans_steps_are_the_optimizers() -> None:
     with pytest.raises(PlanError, match="steps_per_round"):
         SordinoStrategy(
@@ -230,6 +235,12 @@ def test_the_server_app_goes_on_where_it_stopped(run_config: dict[str, object]) 
     assert all(np.array_equal(whole[n], again[n]) for n in whole)
     lines = (out.parent / "resumed" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2]
+
+
+def test_the_server_app_does_not_go_on_under_another_plan(run_config: dict[str, object]) -> None:
+    serve(run_config, [2.0**-10, 2.0**-9])
+    with pytest.raises(ConfigError, match="another plan"):
+        serve({**run_config, "privacy.noise_multiplier": 0.5}, [2.0**-10, 2.0**-9])
 
 
 def serve_until_round_two(run_config: dict[str, object]) -> None:

@@ -64,7 +64,8 @@ def _lines(report: RunReport) -> list[Text]:
     claim = (
         f"Guarantee: ε = {_number(record.epsilon.pld, 2)} (PLD; RDP gives "
         f"{_number(record.epsilon.rdp, 2)}) at δ = {record.delta:g}, unit record, "
-        f"{record.neighbouring}, {record.sampling} sampling, trust {report.guarantee.trust} (against {against(report.guarantee.trust)}), over "
+        f"{record.neighbouring}, {record.sampling} sampling, trust "
+        f"{report.guarantee.trust} (against {against(report.guarantee.trust)}), over "
         f"{record.composition}. Unit user: {report.guarantee.user.status}."
         if record.epsilon.pld is not None and record.delta is not None
         else "Guarantee: none. This run was made without privacy."

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sordino.client.files import write_whole
 from sordino.core.config import ATTENTION, MLP, LoraConfig
+from sordino.core.durable import write_whole
 from sordino.core.errors import ModelError, UpdateRejectedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
 

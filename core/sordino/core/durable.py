@@ -36,7 +36,11 @@ def read_all(fd: int) -> bytes:
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Open (or make, for its owner only) a file to read and append, and hold its exclusive lock."""
+    """Open (or make, for its owner only) a file to read and append, and hold its exclusive lock.
+
+    Its folder is made if need be. The lock ends with the block, or with the process.
+    """
+    make_folder(path.parent)
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -62,13 +66,16 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, its folder made if need be: a crash leaves the old one or the new one."""
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file, its folder made if need be: a crash leaves the old one or the new one.
+
+    Text is written as UTF-8. Raises OSError if it can't be written; `path` is then as it was.
+    """
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with draft.open("wb") as file:
-            file.write(data)
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -163,17 +163,18 @@ def peft_config(experiment: ExperimentConfig) -> dict[str, Any]:
 
 
 def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
-    """The run's plan: a resumed run goes on under the one it began with."""
+    """The run's plan; a resumed run goes on under the one it began with, or not at all."""
     path = folder / "plan.json"
-    if path.exists():
-        return decode_plan(path.read_bytes())
+    kept = decode_plan(path.read_bytes()) if path.exists() else None
     make = plan_without_privacy if experiment.privacy.trust == "none" else private_plan
     plan = make(
         experiment.privacy,
-        run_id=run_id,
+        run_id=run_id if kept is None else kept.run_id,
         rounds=experiment.federation.rounds,
         local_steps=experiment.train.local_steps,
     )
+    if kept is not None and plan != kept:
+        raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
     return plan
 

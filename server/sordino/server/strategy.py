@@ -150,10 +150,13 @@ class SordinoStrategy(Strategy):
         """Make the round's messages, one a node; all share the same content.
 
         Raises:
-            PlanError: The round is not in the plan.
+            PlanError: The round is not in the plan, or a node is named twice.
         """
         if not 1 <= round_number <= self.plan.rounds:
             raise PlanError(expected("round", round_number, f"in 1..{self.plan.rounds}"))
+        cohort = list(node_ids)
+        if len(set(cohort)) < len(cohort):  # a client's second answer would count twice
+            raise PlanError(expected("node_ids", cohort[:8], "without repeats"))
         check_tensors(adapter, self.manifest)
         started = time.monotonic()
         content = app.to_records(encode_task(self.task(round_number, adapter)))
@@ -165,7 +168,7 @@ class SordinoStrategy(Strategy):
                 ttl=self.federation.round_timeout_s,
                 group_id=str(round_number),
             )
-            for node_id in node_ids
+            for node_id in cohort
         ]
         size = app.records_size(content) * len(messages)
         self._open = _OpenRound(round_number, adapter, messages, size, started)

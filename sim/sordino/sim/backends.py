@@ -6,6 +6,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -52,11 +53,14 @@ class Clients:
             return Message(error, reply_to=message)
         with flower.task_identity(run_id=self._run_id, node_id=node_id):
             try:
-                return self._app(message, self._context(node_id))
+                reply = self._app(message, self._context(node_id))
             except Exception as error:
                 logger.exception("the app of node %d raised", node_id)
                 reason = type(error).__name__  # its text may quote a record
                 return Message(Error(flower.ERROR_APP, reason), reply_to=message)
+        if not isinstance(reply, Message):
+            return Message(Error(flower.ERROR_APP, "the app made no message"), reply_to=message)
+        return reply
 
     def _context(self, node_id: int) -> Context:
         if node_id not in self._contexts:
@@ -85,28 +89,34 @@ class Inline:
         self._queue: deque[tuple[str, Message | Job]] = deque()
 
     def wait_until_ready(self) -> None:
-        return  # nothing is to be started
+        """Nothing is to be started."""
 
     def submit(self, message: Message) -> None:
+        """Queue a message."""
         self._queue.append((message.metadata.message_id, message))
 
     def call(self, job: Job) -> None:
+        """Queue a call."""
         self._queue.append((job.key, job))
 
-    def poll(self, timeout: float | None) -> Sequence[Message | Outcome]:
+    def poll(self, timeout: float | None) -> Sequence[tuple[str, Message | Outcome]]:
+        """Work, and return what has ended: message ids with replies, call keys with outcomes."""
         if not self._queue:
             return []
-        _, work = self._queue.popleft()
-        return [run_call(work) if isinstance(work, Job) else self._clients.answer(work)]
+        key, work = self._queue.popleft()
+        return [(key, run_call(work) if isinstance(work, Job) else self._clients.answer(work))]
 
     def cancel(self, keys: Iterable[str]) -> None:
+        """Forget messages and calls."""
         unwanted = set(keys)
         self._queue = deque(entry for entry in self._queue if entry[0] not in unwanted)
 
     def process_ids(self) -> list[int]:
+        """The workers' process ids."""
         return []
 
     def close(self) -> None:
+        """Let go of everything."""
         self._queue.clear()
 
 
@@ -119,30 +129,37 @@ class Pooled:
         self._packed: tuple[RecordDict, bytes] | None = None
 
     def wait_until_ready(self) -> None:
+        """Wait for all workers."""
         self._pool.wait_until_ready()
 
     def submit(self, message: Message) -> None:
+        """Queue a message."""
         head = pack(Envelope(flower.metadata_fields(message.metadata)))
         key = message.metadata.message_id
         self._pool.submit(Job(key, ANSWER, (head, self._pack(message.content))))
         self._sent[key] = message
 
     def call(self, job: Job) -> None:
+        """Queue a call."""
         self._pool.submit(job)
 
-    def poll(self, timeout: float | None) -> Sequence[Message | Outcome]:
-        return [self._done(outcome) for outcome in self._pool.poll(timeout)]
+    def poll(self, timeout: float | None) -> Sequence[tuple[str, Message | Outcome]]:
+        """Work, and return what has ended: message ids with replies, call keys with outcomes."""
+        return [(outcome.key, self._done(outcome)) for outcome in self._pool.poll(timeout)]
 
     def cancel(self, keys: Iterable[str]) -> None:
+        """Forget messages and calls."""
         unwanted = list(keys)
         self._pool.cancel(unwanted)
         for key in unwanted:
             self._sent.pop(key, None)
 
     def process_ids(self) -> list[int]:
+        """The workers' process ids."""
         return self._pool.process_ids
 
     def close(self) -> None:
+        """Let go of everything."""
         self._pool.close()
 
     def _pack(self, content: RecordDict) -> bytes:
@@ -167,12 +184,13 @@ PREPARE = f"{__name__}:prepare_worker"
 ANSWER = f"{__name__}:answer_in_worker"
 
 _worker_clients: list[Clients] = []
+_worker_life = ExitStack()
 
 
 def prepare_worker(settings: bytes) -> None:
     """Set a worker process up: `settings` is JSON of app, nodes, run_config and run_id."""
     values = json.loads(settings)
-    flower.quiet_flower().__enter__()
+    _worker_life.enter_context(flower.quiet_flower())
     nodes = {int(key): config for key, config in values["nodes"].items()}
     clients = Clients(values["app"], nodes, values["run_config"], values["run_id"])
     _worker_clients[:] = [clients]

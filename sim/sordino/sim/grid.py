@@ -7,29 +7,25 @@ workers, each maps the same frozen base file, so n clients cost one base model.
 from __future__ import annotations
 
 import json
-import logging
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from sordino.core import app as flower
-from sordino.core.errors import ConfigError, SordinoError, WireError, expected
-from sordino.core.wire import Envelope, Scalar, pack, unpack
-from sordino.sim.pool import Job, Outcome, WorkerPool, resolve, run_call
+from sordino.core.errors import ConfigError, SordinoError, expected
+from sordino.sim.backends import PREPARE, Clients, Inline, NodeConfig, Pooled
+from sordino.sim.pool import Job, Outcome, WorkerPool
 
-logger = logging.getLogger(__name__)
+__all__ = ["DEFAULT_APP", "FIRST_NODE_ID", "LocalGrid", "NodeConfig"]
 
 DEFAULT_APP = "sordino.client.app:app"
 FIRST_NODE_ID = 2  # 1 is the coordinator's, as at Flower's SuperLink
-NodeConfig = Mapping[str, bool | int | float | str]
 
 
 class LocalGrid(Grid):
@@ -223,17 +219,15 @@ class LocalGrid(Grid):
     def _fetch(self, timeout: float | None) -> list[Outcome]:
         """Let the backend work; replies are put aside, and outcomes of calls are returned."""
         outcomes = []
-        for done in self._backend.poll(timeout):
+        for key, done in self._backend.poll(timeout):
             if isinstance(done, Outcome):
                 outcomes.append(done)
             else:
                 flower.set_message_id(done, uuid.uuid4().hex)
-                self._done[done.metadata.reply_to_message_id] = done
+                self._done[key] = done
         return outcomes
 
 
 def _tell(on_done: Callable[[int], None] | None, number: int) -> None:
     if on_done is not None:
         on_done(number)
-
-

@@ -86,8 +86,10 @@ def public_plays() -> tuple[str, ...]:
 def parse_play(markdown: str) -> tuple[Speech, ...]:
     r"""Split a play into its speeches, in the order they are spoken.
 
-    >>> for speech in parse_play("**HAMLET**  \nTo be,  \nor not.\n\n_Exit_\n\n**Ghost**
-    \nAdieu."): ...     print(speech) Speech(role='HAMLET', text='To be,\nor not.', scene=0)
+    >>> play = "**HAMLET**  \nTo be,  \nor not.\n\n_Exit_\n\n**Ghost**  \nAdieu."
+    >>> for speech in parse_play(play):
+    ...     print(speech)
+    Speech(role='HAMLET', text='To be,\nor not.', scene=0)
     Speech(role='GHOST', text='Adieu.', scene=0)
     """
     speeches: list[Speech] = []

@@ -16,11 +16,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sordino.client.files import locked
 from sordino.client.model.describe import describe_gguf
 from sordino.client.model.download import Progress, Remote, download
 from sordino.client.model.gguf_file import file_sha256, load_index
 from sordino.client.model.registry import KNOWN, KnownModel, index_path, model_folder
+from sordino.core.durable import locked
 from sordino.core.errors import ModelError, expected
 
 CONNECT_TIMEOUT_S = 10.0

@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sordino.client.files import locked, write_whole
 from sordino.client.model.architecture import Architecture
 from sordino.client.model.decoder import Decoder
 from sordino.client.model.describe import read_json
@@ -28,6 +27,7 @@ from sordino.client.model.matrices import Int8Matrix, Matrix, quantize_int8
 from sordino.client.model.nf4 import BLOCK, Nf4Matrix, quantize_nf4
 from sordino.client.model.shapes import check_complete, matrix_shapes, norm_names
 from sordino.client.model.streamed import Shape, StreamedSafetensors
+from sordino.core.durable import locked, write_whole
 from sordino.core.errors import ModelError, expected
 
 Quantization = Literal["int8", "nf4"]

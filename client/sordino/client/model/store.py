@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sordino.client.files import locked
 from sordino.client.model.architecture import architecture_of
 from sordino.client.model.decoder import Decoder
 from sordino.client.model.describe import describe_gguf, is_described, read_config
@@ -24,6 +23,7 @@ from sordino.client.model.registry import (
     model_folder,
 )
 from sordino.core.config import ModelConfig
+from sordino.core.durable import locked
 from sordino.core.errors import ModelError
 
 
