@@ -31,3 +31,7 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("sordino: stopped", markup=False)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +87,32 @@ class TrainConfig:
         )
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
         _require(self.local_steps >= 1, "train.local_steps", self.local_steps, ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The run without privacy: what it may do better than the private one. None: as `TrainConfig`.
+
+    Settings that suit noise hold a run without noise back, and a baseline should be as good as it
+    can be.
+    """
+
+    optimizer: Literal["sgd", "adam"] | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        ok = rate is None or 0 < rate < math.inf
+        _require(ok, "baseline.learning_rate", rate, "finite and > 0")
+
+    def applied_to(self, train: TrainConfig) -> TrainConfig:
+        """The local optimizer of the run without privacy."""
+        return replace(
+            train,
+            optimizer=self.optimizer or train.optimizer,
+            learning_rate=self.learning_rate or train.learning_rate,
+            momentum=0.0 if self.optimizer else train.momentum,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +208,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)

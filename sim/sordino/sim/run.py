@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
-from sordino.client.model.registry import KNOWN, upstream_name
+from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
 from sordino.privacy.ledger import export_ledgers
@@ -136,10 +136,9 @@ def _execute(
 
 
 def _base_card(files: ModelFiles) -> BaseCard:
-    known = KNOWN.get(files.name)
     return BaseCard(
         name=upstream_name(files.name),
-        license=known.license.lower() if known else None,
+        license=license_of(files.name),
         gguf_file=files.weights.name if files.kind == "gguf" else None,
     )
 

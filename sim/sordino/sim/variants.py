@@ -16,7 +16,7 @@ from flwr.app import Context, Message, RecordDict
 
 from sordino.client.adapter_files import save_adapter
 from sordino.core.adapters import adapter_manifest, initial_adapter
-from sordino.core.config import ExperimentConfig
+from sordino.core.config import ExperimentConfig, TrainConfig
 from sordino.core.errors import RoundFailedError
 from sordino.core.records import Tensors
 from sordino.privacy.plan import AnyPlan, decode_plan, plan_without_privacy, private_plan
@@ -108,9 +108,15 @@ class Variant:
             manifest=adapter_manifest(self.base.architecture, config.lora),
             base_sha256=self.base.sha256,
             lora=config.lora,
-            train=replace(config.train, local_steps=self.steps[1]),
+            train=replace(self._train(), local_steps=self.steps[1]),
             federation=federation,
         )
+
+    def _train(self) -> TrainConfig:
+        config = self.config
+        if self.name == NO_PRIVACY and config.privacy.trust != "none":
+            return config.baseline.applied_to(config.train)
+        return config.train
 
     def initial(self) -> Tensors:
         """The public adapter that every variant starts from."""

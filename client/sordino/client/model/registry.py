@@ -74,6 +74,13 @@ def index_path(weights: Path, cache: Path) -> Path:
     return cache / "derived" / "indexes" / f"{place[:16]}.json"
 
 
+def license_of(name: str) -> str | None:
+    """A known model's license, as an SPDX identifier in lower case."""
+    if name == POCKET:
+        return "cc0-1.0"
+    return KNOWN[name].license.lower() if name in KNOWN else None
+
+
 def upstream_name(name: str) -> str:
     """The name by which others know a model: the hub's where there is one, else its own.
 
