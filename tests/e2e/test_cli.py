@@ -35,7 +35,7 @@ def test_a_small_demo_prints_the_table_and_writes_the_report(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()
     for words in (
-        "clip fraction",
+        "fraction",
         "without privacy",
         "without federation",
         "δ = 1e-05",

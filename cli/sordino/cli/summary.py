@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -9,6 +10,7 @@ from rich.text import Text
 from sordino.server.report import RunReport, UtilityFigures
 from sordino.server.report.standing import against, noise_standing
 
+_COLUMNS = ("ε\nspent", "noise\nmult.", "clip\nfraction", "loss\nbefore", "loss\nafter", "gain")
 _LINES = (
     ("private", "private federation"),
     ("no_privacy", "without privacy"),
@@ -22,11 +24,10 @@ def show(report: RunReport, console: Console) -> None:
 
 
 def _table(report: RunReport) -> Table:
-    table = Table(title=f"Run {report.run.id}", title_justify="left")
+    table = Table(title=f"Run {report.run.id}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("client", overflow="fold")
-    for name in ("ε spent", "noise multiplier", "clip fraction", "loss before", "loss after"):
-        table.add_column(name, justify="right")
-    table.add_column("gain (95 % interval)", justify="right")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
     for client in report.clients:
         before, after = client.loss_before, client.loss_after
         gain = "-" if before is None or after is None else f"{before - after:+.3f}"
@@ -53,7 +54,7 @@ def _table(report: RunReport) -> Table:
             _number(report.noise.clip_fraction, 2) if key == "private" else "",
             f"{figures.loss_before:.3f}",
             f"{figures.loss_after:.3f}",
-            _gain(figures),
+            f"{figures.interval.estimate:+.3f}",
         )
     return table
 
@@ -65,25 +66,31 @@ def _lines(report: RunReport) -> list[Text]:
         f"Guarantee: ε = {_number(record.epsilon.pld, 2)} (PLD; RDP gives "
         f"{_number(record.epsilon.rdp, 2)}) at δ = {record.delta:g}, unit record, "
         f"{record.neighbouring}, {record.sampling} sampling, trust "
-        f"{report.guarantee.trust} (against {against(report.guarantee.trust)}), over "
+        f"{report.guarantee.trust} ({against(report.guarantee.trust)}), over "
         f"{record.composition}. Unit user: {report.guarantee.user.status}."
         if record.epsilon.pld is not None and record.delta is not None
         else "Guarantee: none. This run was made without privacy."
     )
     return [
+        Text(f"Gain in nats per held-out token, with 95 % intervals: {_gains(report)}."),
         Text(claim),
         Text(f"Noise: {noise.source}. {standing.note}"),
         Text(f"Leakage: {report.leakage.status}."),
         Text(
-            "Losses are nats per held-out token. Exact client losses and clip fractions are known "
-            "to a simulation only."
+            "Exact losses and clip fractions of clients are known to a simulation only; the "
+            "baselines exist in the simulation alone and release nothing."
         ),
     ]
 
 
-def _gain(figures: UtilityFigures) -> str:
-    interval = figures.interval
-    return f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+def _gains(report: RunReport) -> str:
+    found = []
+    for key, title in _LINES:
+        figures: UtilityFigures | None = getattr(report.utility, key)
+        if figures is not None:
+            low, high = figures.interval.low, figures.interval.high
+            found.append(f"{title} {figures.interval.estimate:+.3f} ({low:+.3f} to {high:+.3f})")
+    return "; ".join(found)
 
 
 def _number(value: float | None, digits: int) -> str:
