@@ -8,9 +8,9 @@ they don't) and leaves `checkpoint.pt`, `tokenizer.json` and `log.jsonl`. The se
 writes the files of the package. The histories, whose roles are the demo's clients, are never
 trained on; neither are the last 5 % of each public play's speeches.
 
-A document is a passage of a scene, as it is printed: the speakers' names and their speeches, between
-begin and end tokens. As with real base models, what a client has (here one speech by itself) is
-something that the model has not seen. Documents are packed into rows under a mask that keeps each
+A document is a passage of a scene, as it is printed: speakers' names and their speeches, between
+begin and end tokens. As with real base models, what a client has (a speech by itself) is
+something it has not seen. Documents are packed into rows under a mask that keeps each
 one to itself.
 """
 

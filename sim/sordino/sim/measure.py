@@ -32,7 +32,7 @@ class Meter:
 
     def _peak_mb(self) -> float | None:
         peaks = [peak for peak in map(_peak_kb, self._ids or [os.getpid()]) if peak is not None]
-        return max(peaks) / 1024 if peaks else None
+        return max(peaks) * 1024 / 1e6 if peaks else None
 
 
 def _peak_kb(process_id: int) -> float | None:

@@ -180,7 +180,8 @@ class View:
         how = figures.interval
         return (
             f"Held-out tokens: {formats.count(figures.tokens)}. Intervals at {how.level:.0%}: "
-            f"{how.method}, {formats.count(how.resamples)} resamples."
+            f"{how.method}, {formats.count(how.resamples)} resamples. The baselines exist "
+            "in the simulation alone: nothing of them is released, and ε does not cover them."
         )
 
     @property
