@@ -34,8 +34,9 @@ from sordino.core.errors import (
 )
 from sordino.core.records import AdapterManifest, Tensors, TrainTask, Update, check_tensors
 from sordino.core.wire import Envelope, decode_update, encode_task
-from sordino.privacy.plan import NoPrivacyPlan, Plan
+from sordino.privacy.plan import AnyPlan
 from sordino.server import aggregate
+from sordino.server.release import Releases, is_central
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class RoundReport:
         return dict(Counter(drop.reason for drop in self.dropped))
 
 
+AnySum = aggregate.UpdateSum | aggregate.PrivateSum
 OnRound = Callable[[int, Tensors, RoundReport], None]
 OnReply = Callable[[int], None]
 
@@ -94,22 +96,28 @@ class SordinoStrategy(Strategy):
         lora: The adapter's settings.
         train: The local optimizer.
         federation: The minimum of updates and the round's timeout, which is each task's time to
-            live: a slow device doesn't spend budget on a result that nobody takes.
+            live: a slow device doesn't spend budget on a result that nobody takes. The minimum is
+            not for central trust: there a missing device counts as zero, and whether a round fails
+            would tell how many answered.
+        releases: For central trust: the coordinator's ledger and randomness.
 
     Raises:
-        PlanError: The plan's steps are not the optimizer's.
+        PlanError: The plan's steps are not the optimizer's, or `releases` is missing or too much.
     """
 
     def __init__(
         self,
         *,
-        plan: Plan | NoPrivacyPlan,
+        plan: AnyPlan,
         manifest: AdapterManifest,
         base_sha256: str,
         lora: LoraConfig,
         train: TrainConfig,
         federation: FederationConfig,
+        releases: Releases | None = None,
     ) -> None:
+        if (releases.plan if releases else None) != (plan if is_central(plan) else None):
+            raise PlanError("expected a central plan's own releases, and none for another plan")
         if plan.steps_per_round != train.local_steps:
             required = f"= train.local_steps ({train.local_steps})"
             raise PlanError(expected("plan.steps_per_round", plan.steps_per_round, required))
@@ -119,6 +127,7 @@ class SordinoStrategy(Strategy):
         self.lora = lora
         self.train = train
         self.federation = federation
+        self.releases = releases
         self.last_report: RoundReport | None = None
         self._open: _OpenRound | None = None
 
@@ -165,7 +174,7 @@ class SordinoStrategy(Strategy):
                 ttl=self.federation.round_timeout_s,
                 group_id=str(round_number),
             )
-            for node_id in node_ids
+            for node_id in self._asked(node_ids)
         ]
         size = app.records_size(content) * len(messages)
         self._open = _OpenRound(round_number, adapter, messages, size, started)
@@ -183,24 +192,37 @@ class SordinoStrategy(Strategy):
         opened, self._open = self._open, None
         if opened is None:
             raise PlanError("expected an open round: call open_round first")
-        total = self._collect(opened, replies)
-        received = 0 if total is None else total.count
-        self.last_report = report = _report(opened, received)
-        if total is None or received < self.federation.min_updates:
+        if self.releases is not None:
+            return self._release(opened, replies, self.releases)
+        total = aggregate.UpdateSum(
+            self.trained(opened.number),
+            bound=self.norm_bound(opened.number),
+            cohort=max(len(opened.messages), 1),
+        )
+        self._collect(opened, replies, total)
+        self.last_report = report = _report(opened, total.count)
+        if total.count < self.federation.min_updates:
             raise RoundFailedError(
                 f"round {opened.number}: expected at least {self.federation.min_updates} valid "
-                f"updates, got {received} of {report.sent}; dropped: {report.reasons or 'none'}"
+                f"updates, got {total.count} of {report.sent}; dropped: {report.reasons or 'none'}"
             )
         return aggregate.apply_mean(opened.adapter, total.mean()), report
 
-    def _collect(
-        self, opened: _OpenRound, replies: Iterable[Message]
-    ) -> aggregate.UpdateSum | None:
-        if not opened.messages:
-            return None
-        trained = self.trained(opened.number)
+    def _asked(self, node_ids: Iterable[int]) -> list[int]:
+        """Who is asked in a round: all, or those whom the plan's secret coins pick."""
+        nodes = list(node_ids)
+        return nodes if self.releases is None else self.releases.ask(nodes)
+
+    def _release(
+        self, opened: _OpenRound, replies: Iterable[Message], releases: Releases
+    ) -> tuple[Tensors, RoundReport]:
+        total = aggregate.PrivateSum(self.trained(opened.number), releases.plan)
+        self._collect(opened, replies, total)
+        self.last_report = report = _report(opened, total.count)
+        return releases.release(opened.number, opened.adapter, total), report
+
+    def _collect(self, opened: _OpenRound, replies: Iterable[Message], total: AnySum) -> None:
         bound = self.norm_bound(opened.number)
-        total = aggregate.UpdateSum(trained, bound=bound, cohort=len(opened.messages))
         waiting = _waiting(opened.messages)
         for reply in replies:
             node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -212,14 +234,13 @@ class SordinoStrategy(Strategy):
                 _drop(opened, source, error.reason, str(error))
         for node_id in waiting.values():
             _drop(opened, node_id, "no-reply", "nothing came before the round's end")
-        return total
 
     def _accept(
         self,
         reply: Message,
         node_id: int | None,
         round_number: int,
-        total: aggregate.UpdateSum,
+        total: AnySum,
         bound: float,
     ) -> None:
         """Add one reply to the sum, or raise `UpdateRejectedError`."""
