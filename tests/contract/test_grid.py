@@ -18,8 +18,9 @@ from support.federation import LORA, MANIFEST, SCRIPTED, filled, initial, make_s
 from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.errors import ConfigError, RoundFailedError, SordinoError
-from sordino.privacy.ledger import read_ledger
-from sordino.server.strategy import SordinoStrategy, run_rounds
+from sordino.privacy.ledger import read_charges
+from sordino.server.rounds import run_rounds
+from sordino.server.strategy import SordinoStrategy
 from sordino.sim.grid import LocalGrid
 
 MOST_NODES = 16
@@ -221,7 +222,7 @@ def test_a_retry_resends_the_same_bytes(farm: Farm, tmp_path: Path) -> None:
     assert answers[0] == answers[1]
     assert answers[0][0] != answers[0][1]
     for i in range(2):
-        assert len(read_ledger(tmp_path / f"c{i}" / "ledger.jsonl")[f"c{i}"]) == 1
+        assert len(read_charges(tmp_path / f"c{i}" / "ledger.db")[f"c{i}"]) == 1
 
 
 def test_the_real_app_through_all_rounds(farm: Farm, tmp_path: Path) -> None:

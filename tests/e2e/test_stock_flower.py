@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import sordino.client.model
 from sordino.core import adapters
 from sordino.core.config import LoraConfig
-from sordino.privacy.ledger import read_ledger
+from sordino.privacy.ledger import read_charges
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -162,7 +162,7 @@ def test_stock_flower_runs_the_same_apps(federation: Federation, tmp_path: Path)
     ]
     check_adapter(out / "adapter")
     for i in range(NODES):
-        (entries,) = read_ledger(tmp_path / f"state-{i}" / "ledger.jsonl").values()
+        (entries,) = read_charges(tmp_path / f"state-{i}" / "ledger.db").values()
         assert [entry.round for entry in entries] == list(range(1, ROUNDS + 1))
 
     # `flwr run` exits 0 all the same when the run fails: the status on record doesn't.
@@ -170,7 +170,7 @@ def test_stock_flower_runs_the_same_apps(federation: Federation, tmp_path: Path)
     assert federation.run(wrong_base) == "finished:failed"
     assert not (tmp_path / "out-2" / "metrics.jsonl").exists()
     for i in range(NODES):  # and what the clients refused cost them nothing
-        (entries,) = read_ledger(tmp_path / f"state-{i}" / "ledger.jsonl").values()
+        (entries,) = read_charges(tmp_path / f"state-{i}" / "ledger.db").values()
         assert len(entries) == ROUNDS
 
 

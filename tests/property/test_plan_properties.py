@@ -144,12 +144,12 @@ class CountingSource:
         self.draws = []
         self._source = seeded_source(0)
 
-    def gaussian(self, size, std):
-        self.draws.append((size, std))
-        return self._source.gaussian(size, std)
+    def rounded_gaussian(self, size, scale):
+        self.draws.append((size, scale))
+        return self._source.rounded_gaussian(size, scale)
 
-    def uniform(self, size):
-        return self._source.uniform(size)
+    def coins(self, size):
+        return self._source.coins(size)
 
 
 class RoundMachine(RuleBasedStateMachine):
@@ -202,16 +202,16 @@ class RoundMachine(RuleBasedStateMachine):
     @rule()
     def noise(self):
         if self.left == 0:
-            assert self.round.noise(3).shape == (3,)
+            assert self.round.release(np.zeros(3)).shape == (3,)
             self.left = None
         else:
             with pytest.raises(PlanError):
-                self.round.noise(3)
+                self.round.release(np.zeros(3))
 
     @invariant()
     def draws_match_steps(self):
         closed = self.sampled - (self.left is not None)
-        assert self.source.draws == [(3, 3.0)] * closed
+        assert self.source.draws == [(3, self.plan.noise_scale(3))] * closed
         assert self.round.finished == (closed == self.plan.steps_per_round)
         assert math.isclose(self.round.divisor, 4.0)
 

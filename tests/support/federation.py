@@ -21,6 +21,7 @@ from sordino.core.records import Receipt, Tensors, TrainTask, Update
 from sordino.core.wire import decode_task, encode_update
 from sordino.privacy.noise import seeded_source
 from sordino.privacy.plan import NoPrivacyPlan, Plan, decode_plan
+from sordino.privacy.policy import Cap, Policy
 from sordino.server.strategy import SordinoStrategy
 
 ARCHITECTURE = {
@@ -34,6 +35,14 @@ BASE = "ab" * 32
 LORA = LoraConfig(rank=2, targets=("q_proj", "down_proj"))
 TRAIN = TrainConfig(local_steps=3, learning_rate=1.0)
 MANIFEST = adapters.adapter_manifest(ARCHITECTURE, LORA)
+POLICY = Policy(  # loose, so that a test says for itself what it is about
+    trust=("local", "central"),
+    min_noise_multiplier=0.01,
+    max_sampling_rate=1.0,
+    min_cohort=1,
+    amplification=True,
+    caps=(Cap(epsilon=1e6, delta=1e-5),),
+)
 SCRIPTED = "support.federation:scripted"
 TRAINING = "support.federation:training"
 
@@ -190,8 +199,14 @@ class TinySession:
     base_sha256: str = BASE
     architecture: dict[str, int] = field(default_factory=lambda: dict(ARCHITECTURE))
     dataset_id: str = "tiny"
+    limit: object = None
+    policy: Policy = POLICY
+    now: dict[str, bool] = field(default_factory=dict)
     trained: int = 0
     fail: Exception | None = None
+
+    def conditions(self) -> dict[str, bool]:
+        return self.now
 
     def noise_source(self, run_id: str, round_number: int) -> object:
         # A new stream each time: a second draw would show.
@@ -208,8 +223,8 @@ class TinySession:
             batch = mechanism.sample(10)
             batches.append(len(batch))
             factors = mechanism.clip_factors(np.ones(len(batch)))
-            noise = mechanism.noise(work.trained.parameter_count)
-            step = (noise + float(np.sum(factors)) * 1e-3) / mechanism.divisor
+            total = np.full(work.trained.parameter_count, float(np.sum(factors)) * 1e-3)
+            step = mechanism.release(total) / mechanism.divisor
             start = 0
             for spec in work.trained.tensors:
                 part = step[start : start + spec.size].reshape(spec.shape)

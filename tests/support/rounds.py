@@ -13,11 +13,11 @@ class Still:
     label = "still: for tests"
     private = False
 
-    def gaussian(self, size, std):
-        return np.zeros(size)
+    def rounded_gaussian(self, size, scale):
+        return np.zeros(size, np.int64)
 
-    def uniform(self, size):
-        return np.zeros(size)
+    def coins(self, size):
+        return np.zeros(size, np.uint64)
 
 
 def plan(run_id="test", **changes):

@@ -74,31 +74,62 @@ def mechanism(ledger):
 def run_step(mechanism, population=10, size=8):
     batch = mechanism.sample(population)
     mechanism.clip_factors(np.ones(len(batch)))
-    return mechanism.noise(size)
+    return mechanism.release(np.zeros(size))
 
 
 def test_exported_members_are_locked():
     assert set(coupler.__all__) == {
         "AnyPlan",
+        "CentralPlan",
+        "CentralSum",
+        "Forecast",
         "Mechanism",
+        "first_refused_round",
+        "forecast",
+        "forecasts",
+        "MetricMechanism",
+        "MetricPlan",
         "NoPrivacyMechanism",
         "NoPrivacyPlan",
         "Plan",
         "RoundMechanism",
+        "Support",
+        "UserMechanism",
+        "binding_caps",
+        "central_plan",
+        "counted",
+        "decode_metric_plan",
         "decode_plan",
+        "describe",
         "events_by_client",
         "events_of",
+        "filter_of",
         "guarantee",
+        "open_metric",
         "open_round",
         "open_round_without_privacy",
+        "open_update",
+        "opinion_orders_epsilon",
         "plan_without_privacy",
+        "policy_limit",
         "private_plan",
+        "request_of",
+        "sample_users",
         "spent",
+        "support",
+        "verify_ledger",
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["core.canonical", "privacy.accounting", "privacy.clipping", "privacy.sampling"]
+    "name",
+    [
+        "core.canonical",
+        "privacy.accounting",
+        "privacy.clipping",
+        "privacy.noise.grid",
+        "privacy.sampling",
+    ],
 )
 def test_doctests(name):
     assert doctest.testmod(importlib.import_module(f"sordino.{name}")).failed == 0
@@ -111,9 +142,9 @@ def test_the_encoding_is_pinned():
     # A change of these bytes renames every plan: it needs a new version.
     assert make_plan().canonical() == (
         b'{"clip_norm":2.0,"delta":1e-05,"divisor":4.0,"kind":"sordino.plan",'
-        b'"neighbouring":"add-or-remove-one","noise_multiplier":1.5,"rounds":3,"run_id":"run-1",'
-        b'"sampling":"poisson","sampling_rate":0.5,"steps_per_round":2,"trust":"local",'
-        b'"unit":"record","version":1}'
+        b'"neighbouring":"add-or-remove-one","noise":"rounded-gaussian","noise_multiplier":1.5,'
+        b'"rounds":3,"run_id":"run-1","sampling":"poisson","sampling_rate":0.5,'
+        b'"steps_per_round":2,"trust":"local","unit":"record","version":2}'
     )
     assert make_plan().sha256 == canonical.sha256_hex(make_plan().canonical())
     assert make_plan(clip_norm=2) == make_plan(clip_norm=2.0)
@@ -134,7 +165,7 @@ def altered(**changes):
 BAD_BYTES = {
     "space": make_plan().canonical().replace(b":2.0", b": 2.0"),
     "newline": make_plan().canonical() + b"\n",
-    "order": b'{"version":1,' + make_plan().canonical()[1:].replace(b',"version":1', b""),
+    "order": b'{"version":2,' + make_plan().canonical()[1:].replace(b',"version":2', b""),
     "duplicate": make_plan().canonical().replace(b'"rounds":3', b'"rounds":3,"rounds":3'),
     "int for float": altered(clip_norm=2),
     "exponent": make_plan().canonical().replace(b"1e-05", b"0.00001"),
@@ -149,15 +180,17 @@ BAD_BYTES = {
     "list": altered(run_id=["run-1"]),
     "unknown key": altered(seed=7),
     "missing key": make_plan().canonical().replace(b'"delta":1e-05,', b""),
-    "version 2": altered(version=2),
+    "version 1": altered(version=1),
+    "version 3": altered(version=3),
     "version true": altered(version=True),
-    "version float": altered(version=1.0),
+    "version float": altered(version=2.0),
     "kind": altered(kind="sordino.other"),
     "kind list": altered(kind=[]),
     "trust": altered(trust="central"),
     "unit": altered(unit="user"),
     "neighbouring": altered(neighbouring="replace-one"),
     "sampling": altered(sampling="shuffle"),
+    "noise": altered(noise="gaussian"),
     "zero noise": altered(noise_multiplier=0.0),
     "negative noise": altered(noise_multiplier=-1.0),
     "delta one": altered(delta=1.0),
@@ -189,13 +222,16 @@ def test_anything_but_the_canonical_bytes_is_refused(data):
         {"steps_per_round": True},
         {"sampling_rate": 0.0},
         {"noise_multiplier": math.inf},
-        {"noise_multiplier": 1e300, "clip_norm": 1e300},
+        {"noise_multiplier": 1.1e6},
+        {"clip_norm": 1e300},
+        {"clip_norm": 1e-300},
         {"clip_norm": math.nan},
         {"divisor": 0.0},
         {"delta": 0.0},
         {"delta": 1},
         {"trust": "none"},
         {"sampling": "fixed"},
+        {"noise": "laplace"},
     ],
 )
 def test_impossible_plans(change):
@@ -258,17 +294,19 @@ def test_a_whole_round(ledger):
     noise = np.concatenate([run_step(mechanism, size=20_000) for _ in range(mechanism.steps)])
     assert mechanism.finished
     assert noise.std() == pytest.approx(6.0, rel=0.02)
+    steps = noise / plan.grid_step(20_000)
+    assert (steps == np.rint(steps)).all()
     assert (mechanism.steps, mechanism.divisor, mechanism.plan) == (2, 4.0, plan)
     assert mechanism.noise_label == "seeded: not private"
     with pytest.raises(PlanError, match="charged steps are done"):
         mechanism.sample(10)
     with pytest.raises(PlanError, match="no step is open"):
-        mechanism.noise(20_000)
+        mechanism.release(np.zeros(20_000))
 
 
 def test_an_empty_batch_is_a_step_with_noise(mechanism):
     assert mechanism.sample(0).tolist() == []
-    assert mechanism.noise(4).all()
+    assert mechanism.release(np.zeros(4)).all()
     run_step(mechanism, size=4)
     assert mechanism.finished
 
@@ -278,39 +316,83 @@ def test_micro_batches_clip_each_record_once(mechanism):
     first, second = np.full(len(batch) - 1, 5.0), np.array([math.nan])
     assert mechanism.clip_factors(first).tolist() == [0.4] * len(first)
     with pytest.raises(PlanError, match="1 records of the batch were not clipped"):
-        mechanism.noise(4)
+        mechanism.release(np.zeros(4))
     assert mechanism.clip_factors(second).tolist() == [0.0]
     with pytest.raises(PlanError, match="unclipped records"):
         mechanism.clip_factors([1.0])
-    mechanism.noise(4)
+    mechanism.release(np.zeros(4))
 
 
 def test_only_one_order(mechanism):
     with pytest.raises(PlanError, match="sample a batch first"):
         mechanism.clip_factors([1.0])
     with pytest.raises(PlanError, match="no step is open"):
-        mechanism.noise(4)
+        mechanism.release(np.zeros(4))
     batch = mechanism.sample(10)
     with pytest.raises(PlanError, match="still open"):
         mechanism.sample(10)  # no picking among batches
     mechanism.clip_factors(np.ones(len(batch)))
-    mechanism.noise(4)
+    mechanism.release(np.zeros(4))
     with pytest.raises(PlanError, match="no step is open"):
-        mechanism.noise(4)  # no second draw to average with the first
+        mechanism.release(np.zeros(4))  # no second draw to average with the first
 
 
-@pytest.mark.parametrize("size", [0, -1, 4.0, True])
-def test_impossible_noise_sizes(mechanism, size):
+IMPOSSIBLE_SUMS = {
+    "empty": np.zeros(0),
+    "scalar": 1.0,
+    "matrix": np.zeros((2, 2)),
+    "whole numbers": np.zeros(4, np.int64),
+    "halves": np.zeros(4, np.float16),
+    "objects": np.array([1.0, None]),
+    "words": ["a", "b"],
+    "nan": np.array([0.0, math.nan]),
+    "infinite": np.array([-math.inf, 0.0]),
+}
+
+
+@pytest.mark.parametrize("total", IMPOSSIBLE_SUMS.values(), ids=IMPOSSIBLE_SUMS.keys())
+def test_of_an_impossible_sum_nothing_is_released(mechanism, total):
     mechanism.sample(0)
-    with pytest.raises(PlanError, match="noise size"):
-        mechanism.noise(size)
+    with pytest.raises(PlanError, match="clipped sum"):
+        mechanism.release(total)
+
+
+def test_a_sum_that_no_grid_holds_is_not_released(mechanism):
+    mechanism.sample(0)
+    with pytest.raises(PlanError, match="too large for the grid"):
+        mechanism.release(np.array([1e300, 0.0]))
+
+
+def test_only_the_place_on_the_grid_is_released(tmp_path):
+    """Sums that fall on the same place of the grid are indistinguishable, bit for bit."""
+    plan, size = make_plan(), 64
+    step = plan.grid_step(size)
+    place = step * np.arange(size)
+    released = []
+    for i, total in enumerate((place, place + 0.3 * step, place - 0.49 * step)):
+        ledger = Ledger(tmp_path / f"{i}.jsonl", "c")
+        opened = open_round(plan, ledger.charge(plan, 1, "data"), seeded_source(0))
+        opened.sample(0)
+        released.append(opened.release(total))
+        assert (total != place).any() == (i > 0)  # the caller's array isn't written to
+    assert (released[0] == released[1]).all()
+    assert (released[0] == released[2]).all()
+
+
+def test_the_accounted_noise_multiplier_is_the_one_that_holds():
+    plan = make_plan(noise_multiplier=0.7, clip_norm=0.3)
+    for size in (1, 1000, 2_442_240, 10**9):
+        step, moved = plan.grid_step(size), plan.sensitivity(size)
+        assert 0.3 + step * math.sqrt(size) <= moved < 0.3003
+        assert 0.7 * moved <= plan.noise_std(size) < 0.7 * moved * (1 + 1e-12)
+        assert plan.noise_scale(size) * step == plan.noise_std(size)
 
 
 def test_the_size_stays_that_of_the_adapter(mechanism):
     run_step(mechanism, size=4)
     mechanism.sample(0)
     with pytest.raises(PlanError, match="to be 4"):
-        mechanism.noise(5)
+        mechanism.release(np.zeros(5))
 
 
 # Ways around
@@ -358,7 +440,7 @@ def test_nothing_opens_without_the_ledger(ledger):
     plan = make_plan()
     entry = ledger.charge(plan, 1, "data").entry
     with pytest.raises(LedgerError, match=r"Ledger\.charge"):
-        Charge(entry)
+        Charge(entry, entry)
     for fake in (entry, None, object()):
         with pytest.raises(PlanError, match="charge"):
             open_round(plan, fake, system_source())
@@ -436,7 +518,7 @@ def test_an_event_of_another_unit_is_not_accounted_as_records(ledger):
 # The twin
 
 
-def test_the_twin_draws_the_same_batches_and_no_noise(ledger):
+def test_the_twin_draws_the_same_batches_and_adds_no_noise(ledger):
     plan = make_plan()
     private = open_round(plan, ledger.charge(plan, 1, "data"), seeded_source(0, "x"))
     twin = open_round_without_privacy(make_twin(), seeded_source(0, "x"))
@@ -448,8 +530,8 @@ def test_the_twin_draws_the_same_batches_and_no_noise(ledger):
         norms[0] = math.nan
         private.clip_factors(norms)
         assert twin.clip_factors(norms).tolist() == [0.0] + [1.0] * (len(norms) - 1)
-        private.noise(3)
-        assert twin.noise(3).tolist() == [0.0, 0.0, 0.0]
+        private.release(np.zeros(3))
+        assert twin.release(np.array([0.1, 0.2, 0.3])).tolist() == [0.1, 0.2, 0.3]
     assert twin.finished
     assert twin.divisor == private.divisor
 

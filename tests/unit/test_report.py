@@ -14,6 +14,7 @@ import pytest
 
 from sordino.core.errors import ReportError
 from sordino.core.stats import Interval
+from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.server import report as package
 from sordino.server.report import (
     BaseCard,
@@ -81,8 +82,8 @@ def test_exported_names():
         "KNOWN_TO_A_SIMULATION", "SCHEMA_VERSION", "BaseCard", "ClientFigures", "Cost", "Energy",
         "Epsilon", "Guarantee", "Leakage", "Noise", "RecordGuarantee", "RoundFigures", "Run",
         "RunModel", "RunReport", "SecondOpinion", "UserGuarantee", "Utility", "UtilityFigures",
-        "from_json", "measured_gain", "model_card", "render_html", "to_json", "write_card",
-        "write_report",
+        "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
+        "write_card", "write_report",
     ]  # fmt: skip
     assert all(hasattr(package, name) for name in package.__all__)
 
@@ -442,9 +443,12 @@ def test_a_run_without_privacy_claims_nothing(report):
     assert "Each record is protected" not in page
 
 
-def test_hardened_noise_is_shown_calmly(report):
-    page = render_html(replaced(report, "noise.source", "system CSPRNG, rounded Gaussian"))
+def test_the_system_source_is_shown_calmly(report):
+    page = render_html(replaced(report, "noise.source", SYSTEM_LABEL))
+    assert f"Noise source: {SYSTEM_LABEL}." in page
     assert '<p class="notice settled"' in page
+    assert '<p class="notice caution"' not in page
+    assert '<p class="notice danger"' not in page
 
 
 def test_the_absent_audit_is_said_plainly(report):
@@ -626,3 +630,10 @@ def test_card_is_written_beside_the_adapter(report, tmp_path):
     path = write_card(report, BASE, tmp_path / "adapter")
     assert path == tmp_path / "adapter" / "README.md"
     assert path.read_text(encoding="utf-8") == model_card(report, BASE)
+
+
+def test_a_claim_has_its_own_section_and_its_text_is_data(report):
+    page = render_html(report, (("Threat model", "a <b> & c"), ("Claim", "ε ≤ 1.0")))
+    assert 'id="h-claim"' in page
+    assert "a &lt;b&gt; &amp; c" in page
+    assert "h-claim" not in render_html(report)

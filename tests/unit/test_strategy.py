@@ -30,7 +30,8 @@ from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
 from sordino.core.errors import ConfigError, ModelError, PlanError, RoundFailedError
 from sordino.core.wire import decode_task, encode_update
 from sordino.server import app as server_app
-from sordino.server.strategy import SordinoStrategy, run_rounds, to_arrays
+from sordino.server.rounds import run_rounds
+from sordino.server.strategy import SordinoStrategy, to_arrays
 from sordino.sim.grid import LocalGrid
 
 

@@ -60,8 +60,12 @@ def test_the_clipped_sum_is_stock_opacus_s(tmp_path):
     )
     mine.clip_and_accumulate()
     stock.clip_and_accumulate()
+    # Ours lies on the plan's grid, each of the six records rounded to it by itself.
+    step = opened.plan.grid_step(sum(p.numel() for p in ours))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.summed_grad, b.summed_grad, rtol=1e-5, atol=1e-6)
+        gap = (a.summed_grad - b.summed_grad).abs().max()
+        assert gap <= 6 * step / 2 + 1e-5
+        assert step < 0.01 * b.summed_grad.abs().max()
 
 
 def test_noise_has_the_plan_s_scale_and_is_divided_by_the_public_constant(tmp_path):

@@ -1,8 +1,10 @@
 """Flower's ClientApp: one round of one client, charged before it is trained.
 
-The order is the guarantee: check the task, charge the ledger (durable), train, keep the update on
-disk, send. A retry finds the kept update and sends the same bytes, with no second charge and no
-second draw. A crash between the charge and the keeping leaves the round charged and abandoned.
+The order is the guarantee: check the task, reserve and commit in the ledger (durable), train, keep
+the update by hash, write down its release, send. A retry finds the kept update and sends the same
+bytes, with no second charge and no second draw. A crash before the commit lets a retry begin; one
+between the commit and the keeping leaves the round charged and abandoned; after that, a retry sends
+what was kept.
 
 Replies hold the update and a receipt: no loss, count, norm or timing. What the device saw of its
 own training goes to ``observations.jsonl`` in its own folder. Errors are stable words: an
@@ -11,10 +13,10 @@ exception's own text may speak of the data, so it stays in the device's log.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from sordino.client.kept import KeptUpdates
 from sordino.core import adapters, durable
 from sordino.core import app as flower
 from sordino.core.config import LoraConfig, TrainConfig
@@ -31,6 +34,8 @@ from sordino.core.errors import (
     LedgerError,
     ModelError,
     PlanError,
+    PolicyError,
+    PolicyRefusedError,
     SordinoError,
     UpdateRejectedError,
     WireError,
@@ -45,22 +50,29 @@ from sordino.core.records import (
     check_tensors,
 )
 from sordino.core.wire import Envelope, decode_task, encode_update, pack, unpack
-from sordino.privacy.ledger import Ledger
+from sordino.privacy.ledger import Charge, Hook, Ledger, Limit, no_hook
 from sordino.privacy.noise import NoiseSource
 from sordino.privacy.plan import (
+    AnyPlan,
+    CentralPlan,
     NoPrivacyMechanism,
     NoPrivacyPlan,
     Plan,
     RoundMechanism,
+    UserMechanism,
     decode_plan,
     open_round,
     open_round_without_privacy,
+    open_update,
+    request_of,
 )
+from sordino.privacy.policy import Conditions, Policy, check_request
 
 logger = logging.getLogger(__name__)
 
 NodeConfig = Mapping[str, bool | int | float | str]
-LEDGER = "ledger.jsonl"
+LEDGER = "ledger.db"
+UPDATES = "updates"
 OBSERVATIONS = "observations.jsonl"
 MOST_SESSIONS = 64
 
@@ -91,6 +103,20 @@ class Session(Protocol):
         ...
 
     @property
+    def policy(self) -> Policy:
+        """What the device's owner allows: every request is held against it, before anything."""
+        ...
+
+    def conditions(self) -> Conditions:
+        """What is known of the device now, for a policy that says when to work."""
+        ...
+
+    @property
+    def limit(self) -> Limit | None:
+        """The lifetime cap of the device's own policy, which every charge is held against."""
+        ...
+
+    @property
     def state_dir(self) -> Path:
         """This client's own folder: ledger, kept updates, observations."""
         ...
@@ -115,7 +141,7 @@ class Session(Protocol):
         ...
 
     def train(
-        self, work: LocalWork, mechanism: RoundMechanism | NoPrivacyMechanism
+        self, work: LocalWork, mechanism: RoundMechanism | UserMechanism | NoPrivacyMechanism
     ) -> tuple[Tensors, object]:
         """Train; returns the change of each trained tensor, and private observations."""
         ...
@@ -151,22 +177,26 @@ def make_app(open_session: OpenSession) -> ClientApp:
 
 def refusal(error: SordinoError) -> str:
     """The stable word that a coordinator is told; nothing in it depends on the data."""
+    if isinstance(error, PolicyRefusedError):
+        return error.reason
     words = {
         WireError: "malformed-task",
         UpdateRejectedError: "malformed-task",
         PlanError: "plan-refused",
         LedgerError: "ledger-refused",
         ModelError: "model-mismatch",
+        PolicyError: "policy-unreadable",
     }
     return words.get(type(error), "unavailable")
 
 
-def answer(session: Session, task: TrainTask) -> Envelope:
+def answer(session: Session, task: TrainTask, at: Hook = no_hook) -> Envelope:
     """Do a task, or find its kept answer.
 
     Args:
         session: The client.
         task: As decoded; not yet checked against the client's model and policy.
+        at: Told each step as it is reached.
 
     Returns:
         The update's envelope: the same for every retry of a (run, round, plan).
@@ -175,20 +205,20 @@ def answer(session: Session, task: TrainTask) -> Envelope:
         SordinoError: The client refuses, or the round was charged and abandoned.
     """
     work, plan = _check(session, task)
-    kept = _kept_path(session.state_dir, task.run_id, task.round)
     durable.make_folder(session.state_dir)
     # One round at a time for this client: a retry waits, then finds what was kept.
     with durable.locked(session.state_dir / "lock"):
-        if kept.exists():
-            return _resend(kept, plan)
-        update, seen = _train(session, work, plan)
-        envelope = encode_update(update)
-        _keep(kept, pack(envelope))
-        _observe(session.state_dir / OBSERVATIONS, task, seen)
-    return envelope
+        if isinstance(plan, NoPrivacyPlan):
+            data, seen = _without_privacy(session, work, plan)
+        else:
+            data, seen = _privately(session, work, plan, at)
+        if seen is not None:
+            _observe(session.state_dir / OBSERVATIONS, task, seen)
+    at("update:ready")
+    return unpack(data)
 
 
-def _check(session: Session, task: TrainTask) -> tuple[LocalWork, Plan | NoPrivacyPlan]:
+def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
     if task.base_sha256 != session.base_sha256:
         raise ModelError(expected("base_sha256", task.base_sha256, f"= {session.base_sha256}"))
     manifest = adapters.adapter_manifest(session.architecture, task.lora)
@@ -203,8 +233,7 @@ def _check(session: Session, task: TrainTask) -> tuple[LocalWork, Plan | NoPriva
             raise PlanError(expected(name, got, f"= {wanted!r}, as in the plan"))
     if task.round > plan.rounds:
         raise PlanError(expected("round", task.round, f"<= {plan.rounds}, as in the plan"))
-    if isinstance(plan, NoPrivacyPlan) and not session.allow_no_privacy:
-        raise PlanError("a plan without privacy needs the device owner's explicit word")
+    _hold_against_policy(session, task, plan)
     work = LocalWork(
         run_id=task.run_id,
         round=task.round,
@@ -216,18 +245,90 @@ def _check(session: Session, task: TrainTask) -> tuple[LocalWork, Plan | NoPriva
     return work, plan
 
 
-def _train(session: Session, work: LocalWork, plan: Plan | NoPrivacyPlan) -> tuple[Update, object]:
-    source = session.noise_source(work.run_id, work.round)
-    receipt = None
-    mechanism: RoundMechanism | NoPrivacyMechanism
+def _hold_against_policy(session: Session, task: TrainTask, plan: AnyPlan) -> None:
     if isinstance(plan, NoPrivacyPlan):
-        mechanism = open_round_without_privacy(plan, source)
+        if not session.allow_no_privacy:
+            raise PlanError("a plan without privacy needs the device owner's explicit word")
+        return
+    lora = task.lora
+    request = request_of(plan, base_sha256=task.base_sha256, rank=lora.rank, targets=lora.targets)
+    check_request(session.policy, request, session.conditions)
+
+
+def _privately(
+    session: Session, work: LocalWork, plan: Plan | CentralPlan, at: Hook
+) -> tuple[bytes, object | None]:
+    """The update's bytes, and what was seen if it was trained now."""
+    ledger = Ledger(session.state_dir / LEDGER, session.client_id, at=at)
+    kept = KeptUpdates(session.state_dir / UPDATES)
+    settle(ledger, kept)
+    known = ledger.find(work.run_id, work.round)
+    if known is not None and known.state == "released":
+        if known.reserve.plan_sha256 != plan.sha256:
+            raise PlanError("this round was answered under another plan")
+        return kept.read(plan.sha256, work.round, known.artefact), None
+    at("task:checked")
+    charge = ledger.charge(plan, work.round, session.dataset_id, limit=session.limit)
+    try:
+        data, seen = _train_charged(session, work, plan, charge)
+        at("update:trained")
+        digest = kept.keep(plan.sha256, work.round, data)
+    except BaseException:
+        with suppress(LedgerError):  # else the next start does it
+            ledger.abandon(charge.number, "failed")
+        raise
+    at("update:kept")
+    ledger.release(charge.number, digest)
+    return data, seen
+
+
+def settle(ledger: Ledger, kept: KeptUpdates) -> None:
+    """Finish what a crash cut short: a kept update is released, any other round abandoned.
+
+    Only under the client's lock: a commit without an outcome is then nobody's work any more.
+    """
+    for standing in ledger.standings:
+        if standing.state != "commit":
+            continue
+        reserve = standing.reserve
+        digest = kept.find(reserve.plan_sha256, reserve.round)
+        if digest:
+            ledger.release(standing.number, digest)
+        else:
+            ledger.abandon(standing.number, "interrupted")
+
+
+def _train_charged(
+    session: Session, work: LocalWork, plan: Plan | CentralPlan, charge: Charge
+) -> tuple[bytes, object]:
+    source = session.noise_source(work.run_id, work.round)
+    if isinstance(plan, CentralPlan):
+        user = open_update(plan, charge, source)
+        tensors, seen = session.train(work, user)
+        tensors = user.clip_update(tensors)
     else:
-        ledger = Ledger(session.state_dir / LEDGER, session.client_id)
-        charge = ledger.charge(plan, work.round, session.dataset_id)
-        mechanism = open_round(plan, charge, source)
-        receipt = Receipt(ledger_head=charge.entry.sha256, entry_index=charge.entry.index)
-    tensors, seen = session.train(work, mechanism)
+        tensors, seen = session.train(work, open_round(plan, charge, source))
+    receipt = Receipt(ledger_head=charge.commit.sha256, entry_index=charge.commit.index)
+    return _update_bytes(work, plan, tensors, receipt), seen
+
+
+def _without_privacy(
+    session: Session, work: LocalWork, plan: NoPrivacyPlan
+) -> tuple[bytes, object | None]:
+    kept = KeptUpdates(session.state_dir / UPDATES)
+    digest = kept.find(plan.sha256, work.round)
+    if digest:
+        return kept.read(plan.sha256, work.round, digest), None
+    source = session.noise_source(work.run_id, work.round)
+    tensors, seen = session.train(work, open_round_without_privacy(plan, source))
+    data = _update_bytes(work, plan, tensors, None)
+    kept.keep(plan.sha256, work.round, data)
+    return data, seen
+
+
+def _update_bytes(
+    work: LocalWork, plan: AnyPlan, tensors: Tensors, receipt: Receipt | None
+) -> bytes:
     check_tensors(tensors, work.trained)
     update = Update(
         run_id=work.run_id,
@@ -236,28 +337,7 @@ def _train(session: Session, work: LocalWork, plan: Plan | NoPrivacyPlan) -> tup
         tensors=tensors,
         receipt=receipt,
     )
-    return update, seen
-
-
-def _resend(kept: Path, plan: Plan | NoPrivacyPlan) -> Envelope:
-    envelope = unpack(kept.read_bytes())
-    if envelope.fields.get("plan-sha256") != plan.sha256:
-        raise PlanError("this round was answered under another plan")
-    return envelope
-
-
-def _kept_path(state_dir: Path, run_id: str, round_number: int) -> Path:
-    # A hash, since the coordinator chooses the run's id.
-    run = hashlib.sha256(run_id.encode()).hexdigest()[:32]
-    return state_dir / "updates" / run / f"{round_number}.update"
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Put the update on stable storage, whole or not at all; the run's earlier ones may go."""
-    durable.write_whole(path, data)
-    for other in path.parent.iterdir():
-        if other != path:
-            other.unlink(missing_ok=True)
+    return pack(encode_update(update))
 
 
 def _observe(path: Path, task: TrainTask, seen: object) -> None:

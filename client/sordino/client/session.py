@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,10 @@ from sordino.client.train import Mechanism, Observations, Tensors, train_round
 from sordino.core.config import DataConfig, ModelConfig, PerformanceConfig
 from sordino.core.errors import ConfigError, DataError, expected
 from sordino.core.settings import build
+from sordino.privacy.ledger import Limit
 from sordino.privacy.noise import NoiseSource, seeded_source, system_source
+from sordino.privacy.plan import policy_limit
+from sordino.privacy.policy import BUILT_IN, Conditions, Policy, load_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class NodeSettings:
         state_dir: The client's own folder: ledger, kept updates, observations.
         cache_dir: The model cache; empty: the user's.
         allow_no_privacy: The owner's explicit word that training without privacy may happen.
+        policy: The owner's signed policy, a TOML file; empty: the strict built-in one.
+        policy_key: The public key of the policy's owner, 64 hexadecimal digits.
         noise_seed: Not negative: noise and batches are reproducible, and not private.
     """
 
@@ -55,6 +60,8 @@ class NodeSettings:
     state_dir: str = ""
     cache_dir: str = ""
     allow_no_privacy: bool = False
+    policy: str = ""
+    policy_key: str = ""
     noise_seed: int = -1
     micro_batch: int = 8
     checkpoint: bool = False
@@ -85,6 +92,13 @@ class ClientSession:
     held_out: tuple[TokenRecord, ...]
     performance: PerformanceConfig
     noise_seed: int
+    policy: Policy = BUILT_IN
+    conditions: Callable[[], Conditions] = dict
+
+    @property
+    def limit(self) -> Limit:
+        """The policy's lifetime caps."""
+        return policy_limit(self.policy)
 
     @property
     def base_sha256(self) -> str:
@@ -121,6 +135,7 @@ def open_session(config: NodeConfig) -> ClientSession:
 
     Raises:
         ConfigError: A key is unknown or a value impossible.
+        PolicyError: The policy can't be read, or isn't its owner's.
         DataError: The records can't be read, or none is usable.
         ModelError: The base can't be opened.
     """
@@ -141,6 +156,7 @@ def open_session(config: NodeConfig) -> ClientSession:
         held_out=_encode(tokenizer, mine.held_out, data, user, "held-out"),
         performance=PerformanceConfig(micro_batch=node.micro_batch, checkpoint=node.checkpoint),
         noise_seed=node.noise_seed,
+        policy=_policy(node),
     )
 
 
@@ -149,6 +165,13 @@ def warm_base(model: ModelConfig, cache: Path) -> tuple[BaseModel, TokenizerFile
     """Open a base once a process, with its tokenizer."""
     files = resolve_model(model, cache)
     return open_base(files), TokenizerFile.load(files.tokenizer)
+
+
+def _policy(node: NodeSettings) -> Policy:
+    if not node.policy and not node.policy_key:
+        return BUILT_IN
+    # One without the other is a mistake that must not end in another policy than was meant.
+    return load_policy(Path(node.policy), node.policy_key)
 
 
 @lru_cache(maxsize=8)

@@ -26,10 +26,10 @@ from sordino.client.model.decoder import Decoder
 from sordino.client.model.loss import record_loss_sums, record_losses
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
-from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism
+from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism, UserMechanism
 
 Tensors = dict[str, NDArray[np.float32]]
-Mechanism = RoundMechanism | NoPrivacyMechanism
+Mechanism = RoundMechanism | UserMechanism | NoPrivacyMechanism
 
 
 @dataclass
@@ -62,6 +62,10 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
     Opacus multiplies a record's NaN gradient into the sum; here such a record contributes zero.
     Its noise is drawn a tensor at a time from torch's generator; here one draw of the plan's
     mechanism covers all tensors, so that a step is charged and drawn exactly once.
+
+    With privacy, each record's clipped gradient is put on the plan's grid before it is summed:
+    whole numbers of steps add up exactly in float64, in any order, and so one record moves the sum
+    by what the plan accounts, however large the batch. A sum of floats has no such bound.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._mechanism = mechanism
         self._seen = seen
+        size = sum(p.numel() for p in self.params)
+        self._grid_step = private.grid_step(size) if private else None
         self.accountant = RDPAccountant()
         if private:
             self.attach_step_hook(self.accountant.get_optimizer_hook_fn(private.sampling_rate))
@@ -101,25 +107,47 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter, sample in zip(self.params, samples, strict=True):
             if not bool(finite.all()):
                 sample[~finite] = 0  # 0 × NaN is NaN: the record is replaced, not scaled
-            total = (weights.to(sample.dtype) @ sample).view_as(parameter)
+            total = self._sum(weights, sample).view_as(parameter)
             held = parameter.summed_grad
             parameter.summed_grad = total if held is None else held.add_(total)
 
     def add_noise(self) -> None:
-        """Add the step's one draw of noise, cut to the tensors in the optimizer's order."""
+        """Release the step's sum, all tensors at once, and cut it to them again."""
         sizes = [p.numel() for p in self.params]
-        noise = torch.from_numpy(self._mechanism.noise(sum(sizes)))
-        self._note_signal(noise)
-        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
-            drawn = part.view_as(parameter).to(parameter.dtype)
-            parameter.grad = parameter.summed_grad + drawn
+        total = torch.cat([p.summed_grad.flatten() for p in self.params])
+        released = torch.from_numpy(self._mechanism.release(total.numpy()))
+        self._note_signal(total, released)
+        for parameter, part in zip(self.params, released.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    def _note_signal(self, noise: Tensor) -> None:
-        length = float(torch.linalg.vector_norm(noise))
+    def _sum(self, weights: Tensor, sample: Tensor) -> Tensor:
+        if self._grid_step is None:
+            return weights.to(sample.dtype) @ sample
+        return grid_sum(weights, sample, self._grid_step)
+
+    def _note_signal(self, total: Tensor, released: Tensor) -> None:
+        length = float(torch.linalg.vector_norm(released - total))
         if length > 0:
-            sums = [torch.linalg.vector_norm(p.summed_grad) for p in self.params]
-            signal = float(torch.linalg.vector_norm(torch.stack(sums)))
+            signal = float(torch.linalg.vector_norm(total))
             self._seen.signal_to_noise.append(signal / length)
+
+
+def grid_sum(weights: Tensor, sample: Tensor, step: float) -> Tensor:
+    """Sum of each record's weighted gradient, each rounded to multiples of ``step``; exact.
+
+    Args:
+        weights: ``[records]``, the clip factors.
+        sample: ``[records, size]``; overwritten.
+        step: The grid, a power of two.
+
+    Returns:
+        ``float64[size]``.
+    """
+    if sample.dtype not in (torch.float32, torch.float64):
+        sample = sample.to(torch.float32)  # a half's rounding would lengthen the clipped gradient
+    steps = (weights.to(torch.float64) / step).to(sample.dtype)  # of the same relative error
+    sample.mul_(steps.unsqueeze(1)).round_()
+    return sample.sum(0, dtype=torch.float64).mul_(step)
 
 
 def record_norms(samples: Sequence[Tensor]) -> Tensor:

@@ -117,7 +117,11 @@ class BaselineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """What the guarantee is made of: a target `epsilon`, or a `noise_multiplier` of one's own."""
+    """What the guarantee is made of: a target `epsilon`, or a `noise_multiplier` of one's own.
+
+    With central trust `clip_norm` bounds a user's whole update, and `sampling_rate` and
+    `expected_batch` are of the local batches, on which the guarantee doesn't rest.
+    """
 
     trust: Literal["local", "central", "distributed", "none"] = "local"
     epsilon: float = 8.0  # for the whole run; the noise is solved for
@@ -135,13 +139,6 @@ class PrivacyConfig:
             self.trust,
             "other than distributed",
             "it needs secure aggregation, which does not exist here yet; use local",
-        )
-        _require(
-            self.trust != "central",
-            "privacy.trust",
-            self.trust,
-            "local or none",
-            "central trust is not available in this release",
         )
         _require(0 < self.epsilon < math.inf, "privacy.epsilon", self.epsilon, "finite and > 0")
         _require(0 < self.delta < 1, "privacy.delta", self.delta, "in (0, 1)")
@@ -172,11 +169,15 @@ class FederationConfig:
     """Rounds and the cohort."""
 
     rounds: int = 3
+    population: int = 0  # how many users there are; needed for central trust
+    user_rate: float = 1.0  # central trust: below 1, each user's secret coin in every round
     min_updates: int = 1  # a round with fewer valid updates fails
     round_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _require(self.rounds >= 1, "federation.rounds", self.rounds, ">= 1")
+        _require(self.population >= 0, "federation.population", self.population, ">= 0")
+        _require(0 < self.user_rate <= 1, "federation.user_rate", self.user_rate, "in (0, 1]")
         _require(self.min_updates >= 1, "federation.min_updates", self.min_updates, ">= 1")
         _require(
             0 < self.round_timeout_s < math.inf,
@@ -215,6 +216,13 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, ">= 0")
+        _require(
+            self.privacy.trust != "central" or self.federation.population > 0,
+            "federation.population",
+            self.federation.population,
+            "> 0 with central trust",
+            "say how many users there are: the divisor must be public",
+        )
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,

@@ -5,6 +5,9 @@
     ├── DataError            2   a dataset can't be read, or has no usable record
     ├── ModelError           2   a base model or adapter can't be had, or isn't supported
     ├── PlanError            2   a privacy plan is impossible, or was used against its terms
+    ├── PolicyError          2   a device's policy can't be read or believed
+    ├── PolicyRefusedError   1   the device's policy refuses a request
+    ├── ClaimError           1   a claim that the ledger doesn't bear out, or can't be compared
     ├── LedgerError          1   the ledger can't be read, written or believed
     ├── ReportError          1   a report is impossible, or can't be read
     ├── WireError            1   bytes or records are not the message they should be
@@ -45,6 +48,28 @@ class PlanError(SordinoError):
     """A privacy plan is impossible, or something tried to go beyond its terms."""
 
     exit_code = 2
+
+
+class PolicyError(SordinoError):
+    """A device's policy can't be read, isn't its owner's, or holds something impossible."""
+
+    exit_code = 2
+
+
+class PolicyRefusedError(SordinoError):
+    """The device's policy refuses a request, before anything was touched.
+
+    Attributes:
+        reason: A stable word that may be told to anybody: it says nothing of the data.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class ClaimError(SordinoError):
+    """A claim that its ledger doesn't bear out, or two that can't be compared."""
 
 
 class LedgerError(SordinoError):

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError, expected
 from sordino.core.records import AdapterManifest, Tensors, Update, check_tensors
-from sordino.privacy.plan import NoPrivacyPlan, Plan
+from sordino.privacy.ledger import Charge
+from sordino.privacy.noise import NoiseSource
+from sordino.privacy.plan import AnyPlan, CentralPlan, CentralSum, NoPrivacyPlan, Plan
 
 HONEST_REJECTION = 1e-9
 """An honest update is beyond `norm_bound` with at most this probability."""
@@ -38,7 +40,7 @@ def validate_update(
     update: Update,
     *,
     round_number: int,
-    plan: Plan | NoPrivacyPlan,
+    plan: AnyPlan,
     trained: AdapterManifest,
     bound: float,
 ) -> None:
@@ -63,7 +65,7 @@ def validate_update(
     ):
         if got != wanted:
             raise UpdateRejectedError(f"wrong-{word}", expected(word, got, f"= {wanted!r}"))
-    if isinstance(plan, Plan) and update.receipt is None:
+    if not isinstance(plan, NoPrivacyPlan) and update.receipt is None:
         raise UpdateRejectedError("no-receipt", "the client doesn't say where it charged the round")
     check_tensors(update.tensors, trained)
     norm = update_norm(update.tensors)
@@ -72,7 +74,7 @@ def validate_update(
 
 
 @lru_cache(maxsize=16)
-def _sha256(plan: Plan | NoPrivacyPlan) -> str:
+def _sha256(plan: AnyPlan) -> str:
     return plan.sha256  # made anew at each call, and each update asks
 
 
@@ -85,12 +87,13 @@ def update_norm(tensors: Mapping[str, NDArray[np.float32]]) -> float:
     return math.sqrt(squares)
 
 
-def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: int) -> float:
+def norm_bound(plan: AnyPlan, train: TrainConfig, parameter_count: int) -> float:
     r"""The norm that an honest update stays below, but for a chance of `HONEST_REJECTION`.
 
     A local round is T steps; step s sees the noised gradient g_s = (S_s + z_s)/D: a sum S_s of
     clipped records of norm at most C each, noise z_s ~ N(0, σ²C²I) in d dimensions, and the plan's
-    public divisor D. An update is mostly noise: its norm is about σC√d·lr/D, far above C.
+    public divisor D. An update is mostly noise: its norm is about σC√d·lr/D, far above C. C here is
+    the plan's sensitivity on the grid; z_s is rounded to that grid, which adds at most γ√d/2.
 
     **SGD** with momentum β (no dampening, no Nesterov, fresh in each round) is linear in the
     gradients: the update is -lr·Σ_s w_s·g_s with w_s = 1 + β + … + β^(T-s). So
@@ -110,6 +113,8 @@ def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: 
     (1-β₁)/(1-β₁^t) · √((1-β₂^t)/(1-β₂) · Σ_{j<t} (β₁²/β₂)^j) in each coordinate, whatever the
     gradients were, so the norm is at most lr·√d times the sum over the steps.
 
+    **Central trust** needs none of this: a client clips its whole update, so C is the bound.
+
     **Without privacy** there is no clip and no noise. Adam's bound holds as it is; for SGD the
     clip norm is replaced by `UNCLIPPED_NORM`, a limit of sanity and not of any guarantee.
 
@@ -123,7 +128,9 @@ def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: 
     """
     if parameter_count < 1:
         raise PlanError(expected("parameter_count", parameter_count, ">= 1"))
-    if train.optimizer == "adam":
+    if isinstance(plan, CentralPlan):
+        bound = plan.clip_norm
+    elif train.optimizer == "adam":
         bound = _adam_bound(train.learning_rate, plan.steps_per_round, parameter_count)
     else:
         bound = _sgd_bound(plan, train, parameter_count)
@@ -135,8 +142,10 @@ def norm_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: 
 def _sgd_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: int) -> float:
     steps = plan.steps_per_round
     weights = _momentum_weights(train.momentum, steps)
-    clip = plan.clip_norm if isinstance(plan, Plan) else UNCLIPPED_NORM
-    noise = plan.noise_multiplier * plan.clip_norm if isinstance(plan, Plan) else 0.0
+    clip, noise, rounded = UNCLIPPED_NORM, 0.0, 0.0
+    if isinstance(plan, Plan):
+        clip, noise = plan.sensitivity(parameter_count), plan.noise_std(parameter_count)
+        rounded = plan.grid_step(parameter_count) * math.sqrt(parameter_count) / 2
     total, squares = math.fsum(weights), math.fsum(w * w for w in weights)
     mean = RECORDS_ALLOWANCE * plan.divisor
     tail = math.log(2 / HONEST_REJECTION)
@@ -144,7 +153,7 @@ def _sgd_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: 
     records = mean * total + largest + math.sqrt(largest**2 + 2 * mean * tail * squares)
     radius = math.sqrt(parameter_count) + math.sqrt(2 * tail)
     noises = noise * math.sqrt(squares) * radius
-    return train.learning_rate / plan.divisor * (clip * records + noises)
+    return train.learning_rate / plan.divisor * (clip * records + noises + rounded * total)
 
 
 def _momentum_weights(momentum: float, steps: int) -> list[float]:
@@ -228,6 +237,47 @@ class UpdateSum:
         return {
             name: np.ldexp(total.astype(np.float64), -self._exponent) / self.count
             for name, total in self._sums.items()
+        }
+
+
+class PrivateSum:
+    """A round's sum under central trust, by tensor: added to by anybody, read only with a charge.
+
+    Args:
+        trained: The tensors that each update has.
+        plan: The run's plan, which decides clip, grid, noise and divisor.
+    """
+
+    def __init__(self, trained: AdapterManifest, plan: CentralPlan) -> None:
+        self.trained = trained
+        self._sum = CentralSum(plan, trained.parameter_count)
+
+    @property
+    def count(self) -> int:
+        """How many users answered; the noise doesn't cover it."""
+        return self._sum.count
+
+    def add(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add one user's update, all of it or nothing.
+
+        Raises:
+            UpdateRejectedError: It differs from the manifest.
+        """
+        check_tensors(tensors, self.trained)
+        self._sum.add(np.concatenate([tensors[name].ravel() for name in self.trained.names]))
+
+    def release(self, charge: Charge, source: NoiseSource) -> dict[str, NDArray[np.float64]]:
+        """The noised sum over the planned cohort, once; see `CentralSum.release`.
+
+        Raises:
+            PlanError: Not a fresh charge of this plan's release.
+        """
+        values = self._sum.release(charge, source)
+        ends = np.cumsum([spec.size for spec in self.trained.tensors])[:-1]
+        parts = np.split(values, ends)
+        return {
+            spec.name: part.reshape(spec.shape)
+            for spec, part in zip(self.trained.tensors, parts, strict=True)
         }
 
 

@@ -35,8 +35,19 @@ from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import Tensors, check_tensors
 from sordino.core.settings import build
-from sordino.privacy.plan import AnyPlan, decode_plan, plan_without_privacy, private_plan
-from sordino.server.strategy import OnReply, OnRound, RoundReport, SordinoStrategy, run_rounds
+from sordino.privacy.ledger import Ledger
+from sordino.privacy.noise import system_source
+from sordino.privacy.plan import (
+    AnyPlan,
+    CentralPlan,
+    central_plan,
+    decode_plan,
+    plan_without_privacy,
+    private_plan,
+)
+from sordino.server.release import Releases
+from sordino.server.rounds import OnReply, OnRound, run_rounds
+from sordino.server.strategy import RoundReport, SordinoStrategy
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +91,8 @@ def main(grid: Grid, context: Context) -> None:
     settings = read_run_config(context.run_config)
     folder = settings.out or Path("runs") / f"flower-{context.run_id}"
     folder.mkdir(parents=True, exist_ok=True)
-    strategy = _strategy(settings, _plan(settings.experiment, folder, f"flower-{context.run_id}"))
+    plan = _plan(settings.experiment, folder, f"flower-{context.run_id}")
+    strategy = _strategy(settings, plan, folder)
     done, adapter = _resume(folder, strategy)
     wait_for_nodes(grid, settings.nodes, settings.experiment.federation.round_timeout_s)
 
@@ -166,20 +178,40 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
     """The run's plan; a resumed run goes on under the one it began with, or not at all."""
     path = folder / "plan.json"
     kept = decode_plan(path.read_bytes()) if path.exists() else None
-    make = plan_without_privacy if experiment.privacy.trust == "none" else private_plan
-    plan = make(
-        experiment.privacy,
-        run_id=run_id if kept is None else kept.run_id,
-        rounds=experiment.federation.rounds,
-        local_steps=experiment.train.local_steps,
-    )
+    plan = _new_plan(experiment, run_id if kept is None else kept.run_id)
     if kept is not None and plan != kept:
         raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
     return plan
 
 
-def _strategy(settings: ServerSettings, plan: AnyPlan) -> SordinoStrategy:
+def _new_plan(experiment: ExperimentConfig, run_id: str) -> AnyPlan:
+    rounds, steps = experiment.federation.rounds, experiment.train.local_steps
+    if experiment.privacy.trust == "central":
+        return central_plan(
+            experiment.privacy,
+            run_id=run_id,
+            rounds=rounds,
+            local_steps=steps,
+            population=experiment.federation.population,
+            user_rate=experiment.federation.user_rate,
+        )
+    make = plan_without_privacy if experiment.privacy.trust == "none" else private_plan
+    return make(experiment.privacy, run_id=run_id, rounds=rounds, local_steps=steps)
+
+
+def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
+    if not isinstance(plan, CentralPlan):
+        return None
+    return Releases(
+        plan=plan,
+        ledger=Ledger(folder / "ledger.db", "coordinator"),
+        population="users",
+        source=system_source(),
+    )
+
+
+def _strategy(settings: ServerSettings, plan: AnyPlan, folder: Path) -> SordinoStrategy:
     experiment = settings.experiment
     return SordinoStrategy(
         plan=plan,
@@ -188,6 +220,7 @@ def _strategy(settings: ServerSettings, plan: AnyPlan) -> SordinoStrategy:
         lora=experiment.lora,
         train=experiment.train,
         federation=experiment.federation,
+        releases=_releases(plan, folder),
     )
 
 

@@ -1,7 +1,7 @@
 """The strategy: what a round sends, which replies count, and what the next adapter is.
 
 `SordinoStrategy` is a Flower `Strategy`, so Flower's own loop (`Strategy.start`) runs it. That loop
-has no start round and can't stop below a minimum of updates: `run_rounds` beside it can.
+has no start round and can't stop below a minimum of updates: `rounds.run_rounds` can.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import (
@@ -34,8 +34,9 @@ from sordino.core.errors import (
 )
 from sordino.core.records import AdapterManifest, Tensors, TrainTask, Update, check_tensors
 from sordino.core.wire import Envelope, decode_update, encode_task
-from sordino.privacy.plan import NoPrivacyPlan, Plan
+from sordino.privacy.plan import AnyPlan
 from sordino.server import aggregate
+from sordino.server.release import Releases, is_central
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ class RoundReport:
         return dict(Counter(drop.reason for drop in self.dropped))
 
 
-OnRound = Callable[[int, Tensors, RoundReport], None]
-OnReply = Callable[[int], None]
+AnySum = aggregate.UpdateSum | aggregate.PrivateSum
 
 
 @dataclass
@@ -94,22 +94,28 @@ class SordinoStrategy(Strategy):
         lora: The adapter's settings.
         train: The local optimizer.
         federation: The minimum of updates and the round's timeout, which is each task's time to
-            live: a slow device doesn't spend budget on a result that nobody takes.
+            live: a slow device doesn't spend budget on a result that nobody takes. The minimum is
+            not for central trust: there a missing device counts as zero, and whether a round fails
+            would tell how many answered.
+        releases: For central trust: the coordinator's ledger and randomness.
 
     Raises:
-        PlanError: The plan's steps are not the optimizer's.
+        PlanError: The plan's steps are not the optimizer's, or `releases` is missing or too much.
     """
 
     def __init__(
         self,
         *,
-        plan: Plan | NoPrivacyPlan,
+        plan: AnyPlan,
         manifest: AdapterManifest,
         base_sha256: str,
         lora: LoraConfig,
         train: TrainConfig,
         federation: FederationConfig,
+        releases: Releases | None = None,
     ) -> None:
+        if (releases.plan if releases else None) != (plan if is_central(plan) else None):
+            raise PlanError("expected a central plan's own releases, and none for another plan")
         if plan.steps_per_round != train.local_steps:
             required = f"= train.local_steps ({train.local_steps})"
             raise PlanError(expected("plan.steps_per_round", plan.steps_per_round, required))
@@ -119,6 +125,7 @@ class SordinoStrategy(Strategy):
         self.lora = lora
         self.train = train
         self.federation = federation
+        self.releases = releases
         self.last_report: RoundReport | None = None
         self._open: _OpenRound | None = None
 
@@ -168,7 +175,7 @@ class SordinoStrategy(Strategy):
                 ttl=self.federation.round_timeout_s,
                 group_id=str(round_number),
             )
-            for node_id in cohort
+            for node_id in self._asked(cohort)
         ]
         size = app.records_size(content) * len(messages)
         self._open = _OpenRound(round_number, adapter, messages, size, started)
@@ -186,24 +193,37 @@ class SordinoStrategy(Strategy):
         opened, self._open = self._open, None
         if opened is None:
             raise PlanError("expected an open round: call open_round first")
-        total = self._collect(opened, replies)
-        received = 0 if total is None else total.count
-        self.last_report = report = _report(opened, received)
-        if total is None or received < self.federation.min_updates:
+        if self.releases is not None:
+            return self._release(opened, replies, self.releases)
+        total = aggregate.UpdateSum(
+            self.trained(opened.number),
+            bound=self.norm_bound(opened.number),
+            cohort=max(len(opened.messages), 1),
+        )
+        self._collect(opened, replies, total)
+        self.last_report = report = _report(opened, total.count)
+        if total.count < self.federation.min_updates:
             raise RoundFailedError(
                 f"round {opened.number}: expected at least {self.federation.min_updates} valid "
-                f"updates, got {received} of {report.sent}; dropped: {report.reasons or 'none'}"
+                f"updates, got {total.count} of {report.sent}; dropped: {report.reasons or 'none'}"
             )
         return aggregate.apply_mean(opened.adapter, total.mean()), report
 
-    def _collect(
-        self, opened: _OpenRound, replies: Iterable[Message]
-    ) -> aggregate.UpdateSum | None:
-        if not opened.messages:
-            return None
-        trained = self.trained(opened.number)
+    def _asked(self, node_ids: Iterable[int]) -> list[int]:
+        """Who is asked in a round: all, or those whom the plan's secret coins pick."""
+        nodes = list(node_ids)
+        return nodes if self.releases is None else self.releases.ask(nodes)
+
+    def _release(
+        self, opened: _OpenRound, replies: Iterable[Message], releases: Releases
+    ) -> tuple[Tensors, RoundReport]:
+        total = aggregate.PrivateSum(self.trained(opened.number), releases.plan)
+        self._collect(opened, replies, total)
+        self.last_report = report = _report(opened, total.count)
+        return releases.release(opened.number, opened.adapter, total), report
+
+    def _collect(self, opened: _OpenRound, replies: Iterable[Message], total: AnySum) -> None:
         bound = self.norm_bound(opened.number)
-        total = aggregate.UpdateSum(trained, bound=bound, cohort=len(opened.messages))
         waiting = _waiting(opened.messages)
         for reply in replies:
             node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -215,14 +235,13 @@ class SordinoStrategy(Strategy):
                 _drop(opened, source, error.reason, str(error))
         for node_id in waiting.values():
             _drop(opened, node_id, "no-reply", "nothing came before the round's end")
-        return total
 
     def _accept(
         self,
         reply: Message,
         node_id: int | None,
         round_number: int,
-        total: aggregate.UpdateSum,
+        total: AnySum,
         bound: float,
     ) -> None:
         """Add one reply to the sum, or raise `UpdateRejectedError`."""
@@ -287,56 +306,6 @@ def to_arrays(adapter: Tensors) -> ArrayRecord:
     if not isinstance(record, ArrayRecord):
         raise WireError(f"expected {app.TENSORS} to be an ArrayRecord")
     return record
-
-
-def run_rounds(
-    grid: Grid,
-    strategy: SordinoStrategy,
-    adapter: Tensors,
-    *,
-    node_ids: Sequence[int] | None = None,
-    start_round: int = 1,
-    on_round: OnRound | None = None,
-    on_reply: OnReply | None = None,
-) -> Tensors:
-    """Run the plan's rounds from `start_round` to the last.
-
-    Resuming is calling this again with the adapter that the last `on_round` was given and its
-    round plus one. A round that failed may be run again as it is: clients that had already answered
-    resend the same bytes.
-
-    Args:
-        grid: Where the clients are.
-        strategy: Holds the plan; the plan holds the number of rounds.
-        adapter: All tensors, as they are before `start_round`.
-        node_ids: The cohort; None: in each round all nodes that the grid then knows.
-        start_round: The first round to run.
-        on_round: Called after each round with its number, the new adapter and the report.
-        on_reply: Called for each reply, good or bad, with the node that it came from.
-
-    Returns:
-        The adapter after the last round.
-
-    Raises:
-        RoundFailedError: Too few valid updates.
-    """
-    for number in range(start_round, strategy.plan.rounds + 1):
-        cohort = sorted(grid.get_node_ids()) if node_ids is None else node_ids
-        messages = strategy.open_round(number, adapter, cohort)
-        timeout = strategy.federation.round_timeout_s
-        replies = grid.send_and_receive(messages, timeout=timeout) if messages else ()
-        adapter, report = strategy.close_round(_told(replies, on_reply))
-        log.info("round %d: %d updates of %d", number, report.received, report.sent)
-        if on_round is not None:
-            on_round(number, adapter, report)
-    return adapter
-
-
-def _told(replies: Iterable[Message], on_reply: OnReply | None) -> Iterator[Message]:
-    for reply in replies:
-        yield reply
-        if on_reply is not None:
-            on_reply(reply.metadata.src_node_id)
 
 
 def _waiting(messages: Sequence[Message]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def node_configs(
     state_root: Path,
     cache: Path,
     without_privacy: bool,
+    policy: Mapping[str, str],
 ) -> list[NodeConfig]:
     """What each client's device would have in its own configuration.
 
@@ -59,6 +60,7 @@ def node_configs(
         state_root: Where the clients' folders go.
         cache: The model cache.
         without_privacy: The simulated owners let their devices train without privacy.
+        policy: The simulated owners' signed policy, and the key that it is signed with.
     """
     return [
         {
@@ -76,6 +78,7 @@ def node_configs(
             "noise-seed": config.seed if config.privacy.seeded_noise else -1,
             "micro-batch": config.performance.micro_batch,
             "checkpoint": config.performance.checkpoint,
+            **policy,
         }
         for index, user in enumerate(users)
     ]

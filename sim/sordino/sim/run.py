@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
+from sordino.client.app import LEDGER
 from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
+from sordino.core.errors import ConfigError, expected
 from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import Plan
-from sordino.server.report import BaseCard, RunReport, write_card, write_report
-from sordino.sim import evaluation, folder, population
+from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
+from sordino.sim import evaluation, folder, policies, population
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import RunFolder
 from sordino.sim.grid import LocalGrid, NodeConfig
@@ -104,6 +106,15 @@ def resume_run(
 
 
 def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population]:
+    if config.privacy.trust == "central":
+        raise ConfigError(
+            expected(
+                "privacy.trust",
+                config.privacy.trust,
+                "local or none in a simulation",
+                "central trust needs a coordinator with a ledger of its own: run the ServerApp",
+            )
+        )
     return resolve_model(config.model, cache), population.choose_population(config)
 
 
@@ -131,6 +142,8 @@ def _execute(
     )
     report = simulation.execute()
     write_report(report, run.root)
+    if config.privacy.trust != "none" and not config.privacy.seeded_noise:
+        write_report(report, run.root, claim_of_run(run.root).rows())
     write_card(report, _base_card(files), run.adapter)
     return SimulationResult(run.root, report)
 
@@ -191,6 +204,7 @@ class _Simulation:
             state_root=self.run.state(name),
             cache=self.cache,
             without_privacy=name == NO_PRIVACY,
+            policy=policies.simulated_policy(self._variant(name, range(0)).plan(), self.run),
         )
 
     def _variant(self, name: str, nodes: range) -> Variant:
@@ -234,6 +248,6 @@ class _Simulation:
         last = folder.load_round(self.run, variant.name, variant.steps[0])
         save_adapter(self.run.adapter, last, lora=self.config.lora, base_name=self.base.upstream)
         states = [population.state_dir(self.run.state(PRIVATE), i) for i in range(len(self.users))]
-        ledgers = [state / "ledger.jsonl" for state in states]
+        ledgers = [state / LEDGER for state in states]
         if isinstance(variant.plan(), Plan):
             export_ledgers([path for path in ledgers if path.exists()], self.run.ledger)

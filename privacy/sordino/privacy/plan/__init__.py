@@ -12,18 +12,23 @@ something else than what is drawn. An unfinished round stays charged.
     for _ in range(mechanism.steps):
         batch = mechanism.sample(len(records))               # may be empty: still a step
         factors = mechanism.clip_factors(norms_of(batch))    # whole, or micro-batch by micro-batch
-        gradient = (clipped_sum + mechanism.noise(size)) / mechanism.divisor
+        gradient = mechanism.release(clipped_sum) / mechanism.divisor
 """
 
-from sordino.privacy.plan.figures import events_by_client, events_of, guarantee, spent
-from sordino.privacy.plan.plans import (
-    AnyPlan,
-    NoPrivacyPlan,
-    Plan,
-    decode_plan,
-    plan_without_privacy,
-    private_plan,
+from sordino.privacy.plan.central import CentralPlan
+from sordino.privacy.plan.decode import AnyPlan, decode_metric_plan, decode_plan
+from sordino.privacy.plan.figures import (
+    events_by_client,
+    events_of,
+    guarantee,
+    opinion_orders_epsilon,
+    spent,
 )
+from sordino.privacy.plan.forecast import Forecast, first_refused_round, forecast, forecasts
+from sordino.privacy.plan.limits import binding_caps, counted, filter_of, policy_limit, request_of
+from sordino.privacy.plan.making import central_plan, plan_without_privacy, private_plan
+from sordino.privacy.plan.metrics import MetricMechanism, MetricPlan, open_metric
+from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
 from sordino.privacy.plan.rounds import (
     Mechanism,
     NoPrivacyMechanism,
@@ -31,21 +36,48 @@ from sordino.privacy.plan.rounds import (
     open_round,
     open_round_without_privacy,
 )
+from sordino.privacy.plan.sums import CentralSum, UserMechanism, open_update, sample_users
+from sordino.privacy.plan.support import Support, support
+from sordino.privacy.plan.verification import describe, verify_ledger
 
 __all__ = [
     "AnyPlan",
+    "CentralPlan",
+    "CentralSum",
+    "Forecast",
     "Mechanism",
+    "MetricMechanism",
+    "MetricPlan",
     "NoPrivacyMechanism",
     "NoPrivacyPlan",
     "Plan",
     "RoundMechanism",
+    "Support",
+    "UserMechanism",
+    "binding_caps",
+    "central_plan",
+    "counted",
+    "decode_metric_plan",
     "decode_plan",
+    "describe",
     "events_by_client",
     "events_of",
+    "filter_of",
+    "first_refused_round",
+    "forecast",
+    "forecasts",
     "guarantee",
+    "open_metric",
     "open_round",
     "open_round_without_privacy",
+    "open_update",
+    "opinion_orders_epsilon",
     "plan_without_privacy",
+    "policy_limit",
     "private_plan",
+    "request_of",
+    "sample_users",
     "spent",
+    "support",
+    "verify_ledger",
 ]

@@ -9,8 +9,9 @@ from pathlib import Path
 from sordino.core.errors import PlanError
 from sordino.privacy import accounting
 from sordino.privacy.accounting import Event, Guarantee
-from sordino.privacy.ledger import Entry, read_ledger
-from sordino.privacy.plan.plans import AnyPlan, NoPrivacyPlan
+from sordino.privacy.ledger import Reserve, read_charges
+from sordino.privacy.plan.decode import AnyPlan
+from sordino.privacy.plan.plans import NoPrivacyPlan
 
 
 def guarantee(
@@ -41,10 +42,12 @@ def guarantee(
             epsilon_rdp=math.inf,
         )
     own = list(events)
-    user = accounting.NOT_BOUNDED
-    if records_per_user is not None:
-        bound = accounting.group_epsilon(own, plan.delta, records_per_user)
-        user = f"epsilon {bound} for a user of at most {records_per_user} records"
+    headline = accounting.epsilon_pld(own, plan.delta)
+    record, user = headline, headline
+    if plan.unit == "record":
+        user = accounting.epsilon_for("user", own, plan.delta, records_per_user=records_per_user)
+    else:
+        record = accounting.epsilon_for("record", own, plan.delta)
     return Guarantee(
         trust=plan.trust,
         unit=plan.unit,
@@ -53,13 +56,23 @@ def guarantee(
         accountant=accounting.accountant(),
         composition=composition,
         delta=plan.delta,
-        epsilon_pld=accounting.epsilon_pld(own, plan.delta),
+        epsilon_pld=headline,
         epsilon_rdp=accounting.epsilon_rdp(own, plan.delta),
-        user=user,
+        user=_user(plan.unit, user, records_per_user),
+        record_epsilon=record,
+        user_epsilon=user,
     )
 
 
-def events_of(entries: Iterable[Entry]) -> tuple[Event, ...]:
+def _user(unit: str, epsilon: float, records_per_user: int | None) -> str:
+    if unit == "user":
+        return f"epsilon {epsilon} for a user of any number of records"
+    if records_per_user is None or math.isinf(epsilon):
+        return accounting.NOT_BOUNDED
+    return f"epsilon {epsilon} for a user of at most {records_per_user} records"
+
+
+def events_of(entries: Iterable[Reserve]) -> tuple[Event, ...]:
     """The events that ledger entries charge.
 
     Raises:
@@ -86,7 +99,7 @@ def events_by_client(path: Path, run_id: str | None = None) -> dict[str, tuple[E
     """
     return {
         client: events_of(e for e in entries if run_id in (None, e.run_id))
-        for client, entries in read_ledger(path).items()
+        for client, entries in read_charges(path).items()
     }
 
 
@@ -97,3 +110,14 @@ def spent(path: Path, delta: float, run_id: str | None = None) -> dict[str, floa
     so the record-level ε of the federation is the largest of the figures (parallel composition).
     """
     return accounting.spent(events_by_client(path, run_id), delta)
+
+
+def opinion_orders_epsilon(plan: AnyPlan, orders: Iterable[int] = range(2, 64)) -> float:
+    """RDP of the whole plan at whole orders, at which another library's RDP must be equal.
+
+    Raises:
+        PlanError: A plan without privacy.
+    """
+    if isinstance(plan, NoPrivacyPlan):
+        raise PlanError("a plan without privacy has no epsilon")
+    return accounting.epsilon_rdp([plan.total_event()], plan.delta, orders=tuple(orders))

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sordino.core.errors import PlanError, expected
-from sordino.privacy import clipping, sampling
+from sordino.privacy import clipping, noise, sampling
 from sordino.privacy.ledger import Charge
 from sordino.privacy.noise import NoiseSource
+from sordino.privacy.plan.charged import redeem
 from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
 
 _KEY: Final = object()
@@ -43,13 +44,13 @@ class Mechanism(Protocol):
         """Factors for some of the batch's records; 0 means replace by zeros. Each record once."""
         ...
 
-    def noise(self, size: int) -> NDArray[np.float64]:
-        """End the step: noise for the whole clipped sum, in one draw."""
+    def release(self, total: ArrayLike) -> NDArray[np.float64]:
+        """End the step: the whole clipped sum in, the noised sum out."""
         ...
 
 
 class _Steps:
-    """The order of a round: sample → clip every record of the batch → one draw, `total` times."""
+    """The order of a round: sample → clip every record of the batch → release, `total` times."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -61,7 +62,7 @@ class _Steps:
     def may_begin(self) -> None:
         self._check_process()
         if self._unclipped is not None:
-            raise PlanError(f"step {self.done + 1} is still open: draw its noise before sampling")
+            raise PlanError(f"step {self.done + 1} is still open: release its sum before sampling")
         if self.done == self.total:
             raise PlanError(f"all {self.total} charged steps are done: charge another round")
 
@@ -80,12 +81,11 @@ class _Steps:
     def end(self, size: int) -> None:
         self._check_process()
         if self._unclipped is None:
-            raise PlanError("no step is open: noise is drawn once for each sampled batch")
+            raise PlanError("no step is open: one sum is released for each sampled batch")
         if self._unclipped:
             raise PlanError(f"{self._unclipped} records of the batch were not clipped")
-        if type(size) is not int or size < 1 or size != (self._size or size):
-            required = f"to be {self._size}" if self._size else "a whole number >= 1"
-            raise PlanError(expected("noise size", size, required))
+        if size != (self._size or size):
+            raise PlanError(expected("the clipped sum's size", size, f"to be {self._size}"))
         self._size, self._unclipped = size, None
         self.done += 1
 
@@ -141,7 +141,7 @@ class RoundMechanism:
             PlanError: Every charged step is done, or the step before has had no noise yet.
         """
         self._steps.may_begin()
-        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.uniform)
+        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.coins)
         self._steps.begin(len(batch))
         return batch
 
@@ -154,14 +154,30 @@ class RoundMechanism:
         self._steps.clip(np.asarray(norms).size)
         return clipping.clip_factors(norms, self._plan.clip_norm)
 
-    def noise(self, size: int) -> NDArray[np.float64]:
-        """End the step with its only draw, N(0, (noise_multiplier * clip_norm)²) for `size` values.
+    def release(self, total: ArrayLike) -> NDArray[np.float64]:
+        """End the step: the clipped sum on its grid, with the step's only draw of noise.
+
+        The noise's standard deviation is the noise multiplier times the sum's sensitivity on the
+        grid (see `Plan.sensitivity`). The result may go anywhere: it is what ε is about.
+
+        Args:
+            total: The clipped sum of the batch's records, float32 or float64, one dimension.
+                Records that were put on the plan's grid one by one sum without error; a sum in
+                floating point is off by an amount that grows with the batch, which is private.
 
         Raises:
-            PlanError: No batch is open, some record wasn't clipped, or `size` changed in the round.
+            PlanError: No batch is open, some record wasn't clipped, the size changed in the round,
+                or a value isn't finite. Nothing was drawn and nothing is released.
         """
+        given = noise.check_sum(total)
+        plan, size = self._plan, given.size
         self._steps.end(size)  # recorded first: a draw that fails is still the step's draw
-        return self._source.gaussian(size, self._plan.noise_multiplier * self._plan.clip_norm)
+        return noise.release_on_grid(
+            given,
+            step=plan.grid_step(size),
+            scale=plan.noise_scale(size),
+            source=self._source,
+        )
 
     def __reduce__(self) -> NoReturn:
         raise PlanError("a round can't be copied: it would draw twice for one charge")
@@ -199,7 +215,7 @@ class NoPrivacyMechanism:
     def sample(self, population: int) -> NDArray[np.intp]:
         """Begin the next step with a Poisson batch."""
         self._steps.may_begin()
-        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.uniform)
+        batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.coins)
         self._steps.begin(len(batch))
         return batch
 
@@ -212,10 +228,11 @@ class NoPrivacyMechanism:
         )
         return factors
 
-    def noise(self, size: int) -> NDArray[np.float64]:
-        """End the step; zeros."""
-        self._steps.end(size)
-        return np.zeros(size)
+    def release(self, total: ArrayLike) -> NDArray[np.float64]:
+        """End the step: the sum as it is."""
+        given = np.array(total, np.float64)
+        self._steps.end(given.size)
+        return given
 
 
 def open_round(plan: Plan, charge: Charge, source: NoiseSource) -> RoundMechanism:
@@ -232,14 +249,7 @@ def open_round(plan: Plan, charge: Charge, source: NoiseSource) -> RoundMechanis
     """
     if type(plan) is not Plan:
         raise PlanError(expected("plan", type(plan).__name__, "to be a Plan"))
-    if type(charge) is not Charge:
-        raise PlanError(expected("charge", type(charge).__name__, "to be a Charge of the ledger"))
-    entry = charge.entry
-    charged = (entry.plan_sha256, entry.run_id, entry.event)
-    if charged != (plan.sha256, plan.run_id, plan.event_fields()) or entry.round > plan.rounds:
-        raise PlanError(f"entry {entry.index} of client {entry.client} charges another plan")
-    if not charge.redeem():
-        raise PlanError(f"round {entry.round} was opened before: a charge is good for one round")
+    redeem(plan, charge)
     return RoundMechanism(plan, source, _key=_KEY)
 
 

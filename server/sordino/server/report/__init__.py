@@ -4,6 +4,7 @@
 """
 
 from sordino.server.report.card import BaseCard, model_card, write_card
+from sordino.server.report.claim import claim_of_run
 from sordino.server.report.codec import from_json, to_json
 from sordino.server.report.figures import measured_gain
 from sordino.server.report.html import render_html, write_report
@@ -48,6 +49,7 @@ __all__ = [
     "UserGuarantee",
     "Utility",
     "UtilityFigures",
+    "claim_of_run",
     "from_json",
     "measured_gain",
     "model_card",

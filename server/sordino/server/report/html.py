@@ -6,6 +6,7 @@ and the page's own content policy would refuse a script even if one got in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,11 +21,12 @@ from sordino.server.report.schema import ClientFigures, RunReport, UtilityFigure
 from sordino.server.report.standing import Standing, against, noise_standing, trust_in_words
 
 
-def render_html(report: RunReport) -> str:
+def render_html(report: RunReport, claim: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page.
 
     Args:
         report: As `from_json` gives it.
+        claim: Label and text of each statement of the claim that the run's ledger bears out.
     """
     environment = Environment(
         loader=PackageLoader("sordino.server.report"),
@@ -39,14 +41,22 @@ def render_html(report: RunReport) -> str:
         charts=all_charts(report),
         n=formats,
         view=View(report),
+        claim=claim,
         started=_moment(report.run.started_at),
         css=source,
     )
     return page.lstrip() + "\n"
 
 
-def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
+def write_report(
+    report: RunReport, folder: Path, claim: Sequence[tuple[str, str]] = ()
+) -> tuple[Path, Path]:
     """Write report.json, and from what it says report.html; each is whole or absent.
+
+    Args:
+        report: The run's.
+        folder: Where the two files go.
+        claim: The rows of the run's claim, for the page; see `render_html`.
 
     Returns:
         The two paths.
@@ -55,7 +65,7 @@ def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
         ReportError: A figure is impossible, or the folder can't be written.
     """
     text = to_json(report)
-    page = render_html(from_json(text))
+    page = render_html(from_json(text), claim)
     paths = folder / "report.json", folder / "report.html"
     write_atomically(paths[0], text)
     write_atomically(paths[1], page)

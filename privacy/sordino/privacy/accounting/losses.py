@@ -1,35 +1,32 @@
-"""From events to ε. An event is frozen data that says all that accounting needs; ε is never stored.
+"""ε by pessimistic PLD: dp-accounting's privacy loss distribution, rounded up. The headline.
 
-The headline is dp-accounting's privacy loss distribution (PLD), built pessimistically ("connect the
-dots", Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380) and rounded up. Rényi accounting
-(RDP) stands beside it as a check. Central-limit figures (GDP) are too low and have no place here.
-
-Everything is under *add or remove one*: two datasets are neighbours if one has a record more.
+Built by connecting the dots (Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380), so that
+every figure is an upper bound; each is rounded up once more.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import dp_accounting
 import numpy as np
 from dp_accounting import gaussian_mechanism
 from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binom
 
 from sordino.core.errors import PlanError, expected
 from sordino.core.stats import round_up
-
-NOT_BOUNDED = "not bounded"
+from sordino.privacy.accounting.events import (
+    Event,
+    Gaussians,
+    PoissonSampledGaussian,
+    Unit,
+    gaussians,
+    number,
+    unit_of,
+)
 
 DECIMALS = 4
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e6
@@ -46,130 +43,20 @@ _FLOAT_SLACK = 1e-15
 _TAIL = 10.0  # the PLD ignores Gaussian tails beyond e^-50, which is 9.9 standard deviations
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoissonSampledGaussian:
-    """DP-SGD's mechanism, `steps` times: Poisson sampling, clip to C, sum, Gaussian noise.
-
-    Attributes:
-        sampling_rate: q in (0, 1], each record's own coin at each step.
-        noise_multiplier: The noise's standard deviation divided by C.
-        steps: How many times, >= 1. An empty batch is a step.
-    """
-
-    kind: ClassVar[str] = "poisson-sampled-gaussian"
-    unit: ClassVar[str] = "record"
-    neighbouring: ClassVar[str] = "add-or-remove-one"
-
-    sampling_rate: float
-    noise_multiplier: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _number("sampling_rate", self.sampling_rate, lambda v: 0 < v <= 1, "in (0, 1]")
-        _number("noise_multiplier", self.noise_multiplier, lambda v: v > 0, "finite and > 0")
-        if type(self.steps) is not int or self.steps < 1:
-            raise PlanError(expected("steps", self.steps, "a whole number >= 1"))
-
-
-Event = PoissonSampledGaussian
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guarantee:
-    """A figure of ε with everything without which it would mean nothing.
-
-    `epsilon_*` bound the protected `unit`; `user` says what holds for the other unit.
-    """
-
-    trust: Literal["local", "central", "distributed", "none"]
-    unit: str
-    neighbouring: str
-    sampling: str
-    accountant: str
-    composition: str
-    delta: float
-    epsilon_pld: float
-    epsilon_rdp: float
-    user: str = NOT_BOUNDED
-
-    @property
-    def accountants_agree(self) -> bool:
-        """False if RDP, which is looser, came out below PLD: then neither may be published."""
-        return accountants_agree(self.epsilon_pld, self.epsilon_rdp)
-
-
-def accountants_agree(epsilon_pld: float, epsilon_rdp: float) -> bool:
-    """Whether RDP is not below PLD, as it must be.
-
-    Past 700, where e^ε leaves float's range, PLD is a coarse (but sound) bound and isn't compared.
-    """
-    return epsilon_rdp >= epsilon_pld or epsilon_pld > 700
-
-
-def accountant() -> str:
-    """Name and version of what the figures come from, as reports print it."""
-    return f"dp-accounting {version('dp-accounting')}, pessimistic PLD; RDP as a check"
-
-
-def event_fields(event: Event) -> dict[str, str | int | float]:
-    """The event as plain values, for a ledger entry."""
-    return {
-        "kind": event.kind,
-        "noise_multiplier": event.noise_multiplier,
-        "sampling_rate": event.sampling_rate,
-        "steps": event.steps,
-    }
-
-
-def event_from_fields(fields: Mapping[str, Any]) -> Event:
-    """The inverse of `event_fields`.
-
-    Raises:
-        PlanError: An unknown kind, a key too many or too few, or an impossible value.
-    """
-    values = dict(fields)
-    kind = values.pop("kind", None)
-    if kind != PoissonSampledGaussian.kind:
-        raise PlanError(expected("event kind", kind, f"to be {PoissonSampledGaussian.kind}"))
-    known = {"noise_multiplier", "sampling_rate", "steps"}
-    if set(values) != known:
-        raise PlanError(expected("event fields", sorted(values), f"to be {sorted(known)}"))
-    return PoissonSampledGaussian(**values)
-
-
 def epsilon_pld(events: Iterable[Event], delta: float) -> float:
     """Upper bound on ε of all `events` together, by pessimistic PLD, rounded up at 4 decimals.
 
-    Holds for adaptively chosen updates within an announced sequence of events, unit record,
-    add-or-remove-one. Infinite if no finite ε can be shown at this δ.
+    Holds for adaptively chosen updates within an announced sequence of events, for the one unit
+    that they share, add-or-remove-one. Infinite if no finite ε can be shown at this δ.
 
     Raises:
-        PlanError: δ is not in (0, 1).
+        PlanError: δ is not in (0, 1), or the events are of both units.
 
     >>> step = PoissonSampledGaussian(sampling_rate=0.016, noise_multiplier=0.8, steps=620)
     >>> epsilon_pld([step], 1e-5)
     4.1009
     """
-    return _epsilon(_merge(events, delta), delta, 1)
-
-
-def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
-    """The same by Rényi DP at dp-accounting's orders: looser, an independent check, rounded up.
-
-    Raises:
-        PlanError: δ is not in (0, 1).
-    """
-    merged = _merge(events, delta)
-    if not merged:
-        return 0.0
-    rdp = RdpAccountant()
-    with _quiet():
-        for event in merged:
-            step = dp_accounting.PoissonSampledDpEvent(
-                event.sampling_rate, dp_accounting.GaussianDpEvent(event.noise_multiplier)
-            )
-            rdp.compose(step, event.steps)
-    return round_up(float(rdp.get_epsilon(delta)), DECIMALS)
+    return merged_epsilon(merge(events, delta), delta)
 
 
 def spent(events: Mapping[str, Sequence[Event]], delta: float) -> dict[str, float]:
@@ -179,12 +66,12 @@ def spent(events: Mapping[str, Sequence[Event]], delta: float) -> dict[str, floa
     record-level ε of a whole federation is the largest of these, not the sum (parallel
     composition).
     """
-    known: dict[tuple[Event, ...], float] = {}  # clients of one run mostly have the same events
+    known: dict[tuple[Gaussians, ...], float] = {}  # clients of one run mostly have the same events
     result = {}
     for client, own in events.items():
-        merged = tuple(_merge(own, delta))
+        merged = tuple(merge(own, delta))
         if merged not in known:
-            known[merged] = epsilon_pld(merged, delta)
+            known[merged] = merged_epsilon(merged, delta)
         result[client] = known[merged]
     return result
 
@@ -198,13 +85,13 @@ def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps
     >>> calibrate_noise(epsilon=3.0, delta=1e-6, sampling_rate=0.02, steps=100)
     0.8228
     """
-    _number("epsilon", epsilon, lambda v: v > 0, "finite and > 0")
+    number("epsilon", epsilon, lambda v: v > 0, "finite and > 0")
 
     def enough(grid: int, widen: float) -> bool:
         event = PoissonSampledGaussian(
             sampling_rate=sampling_rate, noise_multiplier=grid / _NOISE_STEPS, steps=steps
         )
-        return _epsilon(_merge([event], delta), delta, 1, widen) <= epsilon
+        return merged_epsilon(merge([event], delta), delta, widen=widen) <= epsilon
 
     # A coarse PLD, still an upper bound, finds the place at a tenth of the cost; a fine one
     # settles it.
@@ -242,27 +129,58 @@ def group_epsilon(events: Iterable[Event], delta: float, group_size: int) -> flo
     """
     if type(group_size) is not int or group_size < 1:
         raise PlanError(expected("group_size", group_size, "a whole number >= 1"))
-    merged = _merge(events, delta)
+    merged = merge(events, delta)
     if group_size == 1:
-        return _epsilon(merged, delta, 1)
-    return min(_epsilon(merged, delta, group_size), _unsampled_epsilon(merged, delta, group_size))
+        return merged_epsilon(merged, delta)
+    return min(
+        merged_epsilon(merged, delta, group_size), _unsampled_epsilon(merged, delta, group_size)
+    )
 
 
-def _number(field: str, value: object, ok: Callable[[float], bool], required: str) -> None:
-    number = isinstance(value, float) or type(value) is int
-    largest = sys.float_info.max
-    if not (number and -largest <= value <= largest and ok(float(value))):  # type: ignore[operator, arg-type]
-        raise PlanError(expected(field, value, required))
+def epsilon_for(
+    unit: Unit, events: Iterable[Event], delta: float, *, records_per_user: int | None = None
+) -> float:
+    """Upper bound on ε for one unit of all `events` together, whichever unit each protects.
+
+    Infinite where it isn't bounded: a user's loss by events of the unit record, unless the number
+    of a user's records is bounded. See `gaussians` for what one unit's event costs the other.
+
+    Args:
+        unit: Whose loss.
+        events: All that composes.
+        delta: The δ of the figure.
+        records_per_user: The most records that a user owns, if that is bounded.
+
+    Raises:
+        PlanError: δ is not in (0, 1), or `records_per_user` isn't a whole number >= 1.
+    """
+    own = list(events)
+    if records_per_user is not None and (type(records_per_user) is not int or records_per_user < 1):
+        raise PlanError(expected("records_per_user", records_per_user, "a whole number >= 1"))
+    if {event.unit for event in own} == {"record"} and unit == "user" and records_per_user:
+        return group_epsilon(own, delta, records_per_user)
+    costs = [gaussians(event, unit, records_per_user) for event in own]
+    if None in costs:
+        number("delta", delta, lambda v: 0 < v < 1, "in (0, 1)")
+        return math.inf
+    return merged_epsilon(join(costs, delta), delta)
 
 
-def _merge(events: Iterable[Event], delta: float) -> list[Event]:
-    """Check δ and join equal mechanisms: their order doesn't matter to ε."""
-    _number("delta", delta, lambda v: 0 < v < 1, "in (0, 1)")
+def merge(events: Iterable[Event], delta: float) -> list[Gaussians]:
+    """Check δ and join equal mechanisms of one unit: their order doesn't matter to ε."""
+    own = list(events)
+    unit_of(own)
+    return join((gaussians(event) for event in own), delta)
+
+
+def join(costs: Iterable[Gaussians], delta: float) -> list[Gaussians]:
+    """Check δ and add up the steps of equal mechanisms."""
+    number("delta", delta, lambda v: 0 < v < 1, "in (0, 1)")
     steps: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        steps[(event.sampling_rate, event.noise_multiplier)] += event.steps
+    for cost in costs:
+        steps[(cost.sampling_rate, cost.noise_multiplier)] += cost.steps
     return [
-        PoissonSampledGaussian(sampling_rate=q, noise_multiplier=sigma, steps=count)
+        Gaussians(sampling_rate=q, noise_multiplier=sigma, steps=count)
         for (q, sigma), count in sorted(steps.items())
     ]
 
@@ -290,17 +208,17 @@ def _smallest(enough: Callable[[int], bool], *, start: int, step: int) -> int | 
     return high
 
 
-def _epsilon(merged: Sequence[Event], delta: float, group_size: int, widen: float = 1.0) -> float:
+def merged_epsilon(
+    merged: Sequence[Gaussians], delta: float, group_size: int = 1, widen: float = 1.0
+) -> float:
+    """ε of joined mechanisms, rounded up; `widen` makes the grid coarser, and the bound looser."""
     if not merged:
         return 0.0
     interval = _interval(merged, group_size) * widen
     if interval > _WIDEST:
         return _unsampled_epsilon(merged, delta, group_size)
-    composed: Any = None
-    for event in merged:
-        part = _loss_distribution(event, group_size, interval)
-        composed = part if composed is None else composed.compose(part)
-    within = delta - _FLOAT_SLACK * sum(event.steps for event in merged)
+    composed = _compose(merged, group_size, interval)
+    within = delta - float_slack(merged)
     if within <= 0:
         return math.inf
     with np.errstate(over="ignore"):
@@ -310,7 +228,26 @@ def _epsilon(merged: Sequence[Event], delta: float, group_size: int, widen: floa
     return round_up(epsilon, DECIMALS)
 
 
-def _interval(merged: Sequence[Event], group_size: int) -> float:
+def _compose(merged: Sequence[Gaussians], group_size: int, interval: float) -> Any:
+    composed: Any = None
+    for event in merged:
+        part = _loss_distribution(event, group_size, interval)
+        composed = part if composed is None else composed.compose(part)
+    return composed
+
+
+def loss_distribution(merged: Sequence[Gaussians]) -> Any:
+    """The composed PLD, both directions; None where its grid would leave float's range."""
+    interval = _interval(merged, 1)
+    return _compose(merged, 1, interval) if interval <= _WIDEST else None
+
+
+def float_slack(merged: Sequence[Gaussians]) -> float:
+    """What the composition's FFTs may have lost of δ."""
+    return _FLOAT_SLACK * sum(event.steps for event in merged)
+
+
+def _interval(merged: Sequence[Gaussians], group_size: int) -> float:
     """Width of the PLD's grid. Any width gives an upper bound; this one makes it a close one."""
     spreads, reaches, total = [], [], 0.0
     for event in merged:
@@ -328,7 +265,7 @@ def _interval(merged: Sequence[Event], group_size: int) -> float:
     return max(min(min(spreads) * fraction, widest), max(*reaches, total) / _MOST_POINTS)
 
 
-def _loss_distribution(event: Event, group_size: int, interval: float) -> Any:
+def _loss_distribution(event: Gaussians, group_size: int, interval: float) -> Any:
     sigma, rate = event.noise_multiplier, event.sampling_rate
     if rate == 1:
         return pld.from_gaussian_mechanism(
@@ -351,25 +288,10 @@ def _loss_distribution(event: Event, group_size: int, interval: float) -> Any:
     return step.self_compose(event.steps)
 
 
-def _unsampled_epsilon(merged: Sequence[Event], delta: float, group_size: int) -> float:
+def _unsampled_epsilon(merged: Sequence[Gaussians], delta: float, group_size: int) -> float:
     """Closed form (Balle and Wang 2018) where every record is in every batch."""
     precision = sum(event.steps / event.noise_multiplier**2 for event in merged)
     if not precision:
         return 0.0
     sigma = 1 / (group_size * math.sqrt(precision))
     return round_up(float(gaussian_mechanism.get_epsilon_gaussian(sigma, delta)), DECIMALS)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep dp-accounting from announcing each RDP order it leaves out: fewer is still sound."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "failed to converge" not in record.getMessage()
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)

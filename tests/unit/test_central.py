@@ -1,0 +1,480 @@
+"""Central trust: clip on the device, noise once on the sum, no way to a sum without a charge."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from support.federation import (
+    ARCHITECTURE,
+    BASE,
+    LORA,
+    MANIFEST,
+    TRAIN,
+    TinySession,
+    filled,
+    initial,
+    make_plan,
+    update_for,
+)
+
+from sordino.client.app import answer, make_app
+from sordino.core import adapters, canonical
+from sordino.core import app as flower
+from sordino.core.config import FederationConfig, PrivacyConfig
+from sordino.core.errors import ConfigError, LedgerError, PlanError, UpdateRejectedError
+from sordino.core.wire import decode_update, encode_update
+from sordino.privacy.accounting import PoissonSampledGaussian, UserGaussian, epsilon_pld
+from sordino.privacy.ledger import Ledger, read_charges
+from sordino.privacy.noise import seeded_source
+from sordino.privacy.plan import (
+    CentralPlan,
+    CentralSum,
+    UserMechanism,
+    central_plan,
+    decode_plan,
+    guarantee,
+    open_round,
+    open_update,
+    policy_limit,
+    sample_users,
+)
+from sordino.privacy.policy import Cap, Policy
+from sordino.server import aggregate
+from sordino.server.aggregate import PrivateSum
+from sordino.server.release import Releases
+from sordino.server.strategy import SordinoStrategy
+
+
+class Still:
+    """No noise, and every coin falls on its first side: what is left is the sum."""
+
+    label = "still: for tests"
+    private = False
+
+    def rounded_gaussian(self, size, scale):
+        return np.zeros(size, np.int64)
+
+    def coins(self, size):
+        return np.zeros(size, np.uint64)
+
+
+def make_central(**changes) -> CentralPlan:
+    values = {
+        "run_id": "run-1",
+        "rounds": 3,
+        "steps_per_round": TRAIN.local_steps,
+        "noise_multiplier": 1.0,
+        "clip_norm": 1.0,
+        "delta": 1e-6,
+        "population": 4,
+        "cohort": 4,
+        "sampling": "none",
+        "sampling_rate": 1.0,
+        "batch_rate": 0.5,
+        "batch_divisor": 4.0,
+    }
+    return CentralPlan(**{**values, **changes})
+
+
+SAMPLED = {"sampling": "poisson", "sampling_rate": 0.02, "population": 5000, "cohort": 100}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.db", "coordinator")
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def test_one_encoding_and_back():
+    for plan in (make_central(), make_central(**SAMPLED)):
+        assert decode_plan(plan.canonical()) == plan
+        values = json.loads(plan.canonical())
+        assert (values["kind"], values["trust"], values["unit"]) == (
+            "sordino.central-plan",
+            "central",
+            "user",
+        )
+    assert make_central(clip_norm=2).sha256 == make_central(clip_norm=2.0).sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": math.nan},
+        {"clip_norm": math.inf},
+        {"delta": 1.0},
+        {"cohort": 0},
+        {"cohort": 3},
+        {"population": 10**6},
+        {"sampling": "shuffled"},
+        {"sampling": "poisson"},
+        {"sampling_rate": 0.5},
+        {"sampling": "poisson", "sampling_rate": 0.02, "population": 50_000, "cohort": 100},
+        {"trust": "local"},
+        {"unit": "record"},
+        {"rounds": True},
+        {"batch_rate": 0.0},
+    ],
+)
+def test_impossible_plans(change):
+    with pytest.raises(PlanError):
+        make_central(**change)
+    values = {**canonical.decode(make_central().canonical()), **change}
+    forged = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(PlanError):
+        decode_plan(forged)
+
+
+def test_amplification_is_the_coordinators_claim_and_never_the_devices_charge():
+    plan = make_central(**SAMPLED)
+    assert plan.round_event() == UserGaussian(noise_multiplier=1.0, steps=1)
+    assert plan.releases.round_event() == PoissonSampledGaussian(
+        sampling_rate=0.02, noise_multiplier=1.0, steps=1, unit="user"
+    )
+    assert make_central().releases.round_event() == make_central().round_event()
+    assert epsilon_pld([plan.total_event()], 1e-6) < epsilon_pld([plan.round_event()], 1e-6)
+
+
+def test_the_noise_is_solved_for_over_all_rounds():
+    config = PrivacyConfig(trust="central", epsilon=3.0, delta=1e-6)
+    plan = central_plan(config, run_id="r", rounds=100, local_steps=5, population=500)
+    assert math.ceil(plan.noise_multiplier * 1000) / 1000 == 15.439
+    sampled = central_plan(
+        config, run_id="r", rounds=100, local_steps=5, population=5000, user_rate=0.02
+    )
+    assert (sampled.cohort, math.ceil(sampled.noise_multiplier * 100) / 100) == (100, 0.83)
+    figures = guarantee(plan, [plan.total_event()], composition="all")
+    assert figures.unit == "user"
+    assert 2.99 < figures.epsilon_pld <= 3.0 < figures.record_epsilon
+    assert "any number of records" in figures.user
+    with pytest.raises(PlanError, match="trust"):
+        central_plan(PrivacyConfig(), run_id="r", rounds=1, local_steps=1, population=5)
+
+
+def test_the_configuration_allows_it_with_a_population():
+    from sordino.core.config import ExperimentConfig
+
+    privacy = PrivacyConfig(trust="central")
+    with pytest.raises(ConfigError, match="population"):
+        ExperimentConfig(privacy=privacy)
+    ExperimentConfig(privacy=privacy, federation=FederationConfig(population=50))
+
+
+# --- the device's side -------------------------------------------------------------------------
+
+
+def open_user(ledger, plan=None, number=1) -> UserMechanism:
+    plan = plan or make_central()
+    return open_update(plan, ledger.charge(plan, number, "data"), seeded_source(0))
+
+
+def finish(mechanism):
+    for _ in range(mechanism.steps):
+        batch = mechanism.sample(5)
+        mechanism.clip_factors(np.ones(len(batch)))
+        mechanism.release(np.ones(3))
+
+
+@pytest.mark.parametrize("norm", [1e-6, 0.5, 1.0, 40.0, 1e30])
+def test_a_whole_update_is_clipped_and_put_on_the_grid(ledger, norm):
+    mechanism = open_user(ledger)
+    finish(mechanism)
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(2, 30))
+    raw *= norm / np.linalg.norm(raw)
+    update = {"a": raw[0].astype(np.float32), "b": raw[1].reshape(5, 6).astype(np.float32)}
+    clipped = mechanism.clip_update(update)
+    flat = np.concatenate([t.ravel().astype(np.float64) for t in clipped.values()])
+    step = make_central().grid_step(60)
+    assert np.linalg.norm(flat) <= 1.0
+    assert (flat / step == np.rint(flat / step)).all()
+    assert np.linalg.norm(flat) == pytest.approx(min(norm, 1.0), abs=2e-3)
+    with pytest.raises(PlanError, match="once"):
+        mechanism.clip_update(update)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_update_that_is_not_finite_counts_as_zero(ledger, bad):
+    mechanism = open_user(ledger)
+    finish(mechanism)
+    clipped = mechanism.clip_update({"a": np.array([1.0, bad], np.float32)})
+    assert clipped["a"].tolist() == [0.0, 0.0]
+
+
+def test_the_clip_comes_after_the_last_step_and_the_charge_first(ledger):
+    plan = make_central()
+    mechanism = open_user(ledger, plan)
+    with pytest.raises(PlanError, match="after its last step"):
+        mechanism.clip_update({"a": np.ones(3, np.float32)})
+    charge = ledger.charge(plan, 2, "data")
+    for wrong in (make_central(clip_norm=9.0), make_central(noise_multiplier=0.1)):
+        with pytest.raises(PlanError, match="another plan"):
+            open_update(wrong, charge, seeded_source(0))
+    with pytest.raises(PlanError, match="to be a Plan"):
+        open_round(plan, charge, seeded_source(0))
+    open_update(plan, charge, seeded_source(0))
+    with pytest.raises(PlanError, match="opened before"):
+        open_update(plan, charge, seeded_source(0))
+    with pytest.raises(PlanError, match="open_update"):
+        UserMechanism(plan, None)
+    with pytest.raises(PlanError, match="copied"):
+        copy.copy(mechanism)
+
+
+# --- the coordinator's side --------------------------------------------------------------------
+
+
+def test_the_sum_is_over_the_planned_cohort_and_a_missing_device_counts_as_zero(ledger):
+    plan = make_central()
+    total = CentralSum(plan, 2)
+    total.add(np.array([0.5, 0.0], np.float32))
+    total.add(np.array([0.25, 0.25], np.float32))
+    released = total.release(ledger.charge(plan.releases, 1, "users"), Still())
+    assert released.tolist() == pytest.approx([0.75 / 4, 0.25 / 4], abs=1e-3)
+
+
+def test_a_client_beyond_the_clip_is_clipped_again(ledger):
+    plan = make_central()
+    total = CentralSum(plan, 2)
+    total.add(np.array([30.0, 40.0]))
+    released = total.release(ledger.charge(plan.releases, 1, "users"), Still()) * plan.cohort
+    assert np.linalg.norm(released) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_one_user_moves_the_sum_by_at_most_the_sensitivity(ledger):
+    plan = make_central()
+    rng = np.random.default_rng(1)
+    released = []
+    others = rng.normal(size=(3, 50)) * 0.2
+    for number, users in enumerate((others, np.vstack([others, rng.normal(size=50) * 9.0])), 1):
+        total = CentralSum(plan, 50)
+        for update in users:
+            total.add(update)
+        charge = ledger.charge(plan.releases, number, "users")
+        released.append(total.release(charge, Still()) * plan.cohort)
+    moved = np.linalg.norm(released[1] - released[0])
+    assert 0.99 <= moved <= plan.sensitivity(50)
+
+
+def test_the_noise_is_z_times_the_sensitivity_once_on_the_sum(ledger):
+    plan = make_central(noise_multiplier=3.0, population=10, cohort=10)
+    total = CentralSum(plan, 20_000)
+    released = total.release(ledger.charge(plan.releases, 1, "users"), seeded_source(0))
+    assert released.std() * plan.cohort == pytest.approx(3.0 * plan.sensitivity(20_000), rel=0.02)
+
+
+def test_no_sum_without_its_own_fresh_charge(ledger):
+    plan = make_central()
+    device = ledger.charge(plan, 1, "data")  # the device's event, not sampled
+    sampled = make_central(**SAMPLED)
+    total = CentralSum(sampled, 2)
+    with pytest.raises(PlanError, match="another plan"):
+        total.release(device, Still())
+    for fake in (None, object(), device.entry):
+        with pytest.raises(PlanError, match="charge"):
+            total.release(fake, Still())
+    cheap = ledger.charge(replace(sampled, noise_multiplier=50.0).releases, 2, "users")
+    with pytest.raises(PlanError, match="another plan"):
+        total.release(cheap, Still())
+    good = ledger.charge(sampled.releases, 3, "users")
+    total.release(good, Still())
+    with pytest.raises(PlanError, match="released before"):
+        total.release(good, Still())
+    with pytest.raises(PlanError, match="late update"):
+        total.add(np.ones(2))
+    with pytest.raises(PlanError, match="opened before"):
+        CentralSum(sampled, 2).release(good, Still())
+    for copier in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(PlanError, match="copied"):
+            copier(total)
+    with pytest.raises(PlanError, match="CentralPlan"):
+        CentralSum(make_plan(), 2)
+
+
+def test_a_fork_releases_nothing(ledger):
+    plan = make_central()
+    total = CentralSum(plan, 2)
+    charge = ledger.charge(plan.releases, 1, "users")
+    child = os.fork()
+    if child == 0:
+        try:
+            total.release(charge, Still())
+        except PlanError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_users_are_sampled_by_their_own_coins():
+    plan = make_central(**SAMPLED)
+    source = seeded_source(0)
+    sizes = [len(sample_users(plan, 5000, source)) for _ in range(50)]
+    assert np.mean(sizes) == pytest.approx(100, rel=0.1)
+    assert len(set(sizes)) > 10  # a fixed number would be another mechanism
+    assert sample_users(make_central(), 7, source).tolist() == list(range(7))
+
+
+def test_bad_updates_change_nothing():
+    total = PrivateSum(MANIFEST, make_central())
+    good = filled(0.01)
+    full = {s.name: np.zeros(s.shape, np.float32) for s in MANIFEST.tensors}
+    for bad in (good, {**full, MANIFEST.names[0]: np.full((2, 2), np.nan, np.float32)}):
+        with pytest.raises(UpdateRejectedError):
+            total.add(bad)
+    with pytest.raises(PlanError):
+        CentralSum(make_central(), 2).add(np.array([1.0, np.nan]))
+    assert total.count == 0
+
+
+# --- the two together --------------------------------------------------------------------------
+
+
+def make_strategy(plan, ledger, source=None, **federation) -> SordinoStrategy:
+    releases = Releases(
+        plan=plan, ledger=ledger, population="users", source=source or seeded_source(0)
+    )
+    return SordinoStrategy(
+        plan=plan,
+        manifest=adapters.adapter_manifest(ARCHITECTURE, LORA),
+        base_sha256=BASE,
+        lora=LORA,
+        train=TRAIN,
+        federation=FederationConfig(population=4, **federation),
+        releases=releases,
+    )
+
+
+def ask(strategy, number, nodes):
+    with flower.task_identity(run_id=1, node_id=1):
+        messages = list(strategy.open_round(number, initial(), nodes))
+        for index, message in enumerate(messages):
+            flower.set_message_id(message, f"m{number}-{index}")
+    return messages
+
+
+def device(tmp_path: Path, name: str) -> TinySession:
+    session = TinySession(name, tmp_path / name)
+    policy = Policy(
+        trust=("central",),
+        max_sampling_rate=1.0,
+        min_cohort=4,
+        caps=(Cap(epsilon=50.0, delta=1e-6, unit="user"),),
+    )
+    session.policy, session.limit = policy, policy_limit(policy)
+    return session
+
+
+def test_a_round_from_end_to_end(tmp_path, ledger):
+    plan = make_central()
+    strategy = make_strategy(plan, ledger, Still())
+    sessions = {node: device(tmp_path, f"user-{node}") for node in (2, 3, 4)}
+    replies = []
+    for message in ask(strategy, 1, [2, 3, 4, 5]):  # node 5 never answers
+        node = message.metadata.dst_node_id
+        if node in sessions:
+            app = make_app(lambda _, node=node: sessions[node])
+            with flower.task_identity(run_id=1, node_id=node):
+                replies.append(app(message, Context(1, node, {}, RecordDict(), {})))
+    updates = [decode_update(flower.from_records(r.content)).tensors for r in replies]
+    for update in updates:
+        assert aggregate.update_norm(update) <= plan.clip_norm
+    adapter, report = strategy.close_round(replies)
+    assert (report.received, report.reasons) == (3, {"no-reply": 1})
+    for name in updates[0]:
+        mean = sum(u[name].astype(np.float64) for u in updates) / plan.cohort
+        assert adapter[name] - initial()[name] == pytest.approx(mean, abs=2e-3)
+    (entry,) = read_charges(ledger.path)["coordinator"]
+    assert dict(entry.event) == plan.releases.event_fields()
+    (standing,) = ledger.standings
+    assert standing.state == "released"
+    (own,) = read_charges(tmp_path / "user-2" / "ledger.db")["user-2"]
+    assert (own.unit, own.event["kind"]) == ("user", "user-gaussian")
+
+
+def test_a_client_that_forges_is_dropped(ledger):
+    plan = make_central()
+    strategy = make_strategy(plan, ledger, Still())
+    messages = ask(strategy, 1, [2])
+    task = strategy.task(1, initial())
+    update = update_for(task, filled(9.0))
+    with flower.task_identity(run_id=1, node_id=2):
+        reply = Message(flower.to_records(encode_update(update)), reply_to=messages[0])
+    adapter, report = strategy.close_round([reply])
+    assert report.reasons == {"over-norm": 1}
+    assert all((adapter[name] == initial()[name]).all() for name in adapter)
+
+
+def test_a_round_with_nobody_is_released_all_the_same(ledger):
+    # Whether it fails would tell how many answered.
+    strategy = make_strategy(make_central(), ledger, min_updates=3)
+    ask(strategy, 1, [])
+    adapter, _ = strategy.close_round([])
+    assert any((adapter[name] != initial()[name]).any() for name in adapter)
+
+
+def test_a_round_is_released_once(ledger):
+    strategy = make_strategy(make_central(), ledger)
+    ask(strategy, 1, [2])
+    strategy.close_round([])
+    ask(strategy, 1, [2])
+    with pytest.raises(LedgerError, match="already charged"):
+        strategy.close_round([])
+
+
+def test_only_those_whom_the_coins_picked_are_asked(ledger):
+    plan = make_central(**SAMPLED)
+    strategy = make_strategy(plan, ledger)
+    asked = [m.metadata.dst_node_id for m in ask(strategy, 1, range(2, 5002))]
+    assert 50 < len(asked) < 150
+    again = [m.metadata.dst_node_id for m in ask(strategy, 2, range(2, 5002))]
+    assert asked != again
+
+
+def test_a_central_plan_needs_its_own_releases(ledger):
+    plan = make_central()
+    with pytest.raises(PlanError, match="releases"):
+        make_strategy(make_central(clip_norm=2.0), ledger).__class__(
+            plan=plan,
+            manifest=MANIFEST,
+            base_sha256=BASE,
+            lora=LORA,
+            train=TRAIN,
+            federation=FederationConfig(),
+        )
+    releases = Releases(plan=plan, ledger=ledger, population="users", source=seeded_source(0))
+    for other in (make_plan(), make_central(clip_norm=2.0)):
+        with pytest.raises(PlanError, match="releases"):
+            SordinoStrategy(
+                plan=other,
+                manifest=MANIFEST,
+                base_sha256=BASE,
+                lora=LORA,
+                train=TRAIN,
+                federation=FederationConfig(),
+                releases=releases,
+            )
+
+
+def test_the_device_refuses_a_plan_that_it_has_no_cap_for(tmp_path):
+    session = device(tmp_path, "user")
+    bare = Policy(trust=("central",), min_cohort=4, max_sampling_rate=1.0)
+    session.policy, session.limit = bare, policy_limit(bare)
+    ledger = Ledger(tmp_path / "c.db", "coordinator")
+    task = make_strategy(make_central(), ledger).task(1, initial())
+    from sordino.core.errors import PolicyRefusedError
+
+    with pytest.raises(PolicyRefusedError, match="no cap for life"):
+        answer(session, task)
+    assert session.trained == 0

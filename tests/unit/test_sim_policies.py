@@ -1,0 +1,48 @@
+"""A simulated owner's policy: signed, and good for the run's own plan alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from sordino.core.config import PrivacyConfig
+from sordino.core.errors import PolicyRefusedError
+from sordino.privacy.plan import (
+    first_refused_round,
+    plan_without_privacy,
+    private_plan,
+    request_of,
+)
+from sordino.privacy.policy import check_request, load_policy
+from sordino.sim.folder import RunFolder
+from sordino.sim.policies import simulated_policy
+
+PLAN = private_plan(PrivacyConfig(noise_multiplier=0.8), run_id="r", rounds=3, local_steps=10)
+
+
+def test_it_allows_the_plan_and_nothing_beyond(tmp_path):
+    run = RunFolder(tmp_path, "r")
+    (tmp_path / "state").mkdir()
+    keys = simulated_policy(PLAN, run)
+    assert simulated_policy(PLAN, run) == keys  # a resumed run finds what it had
+    from pathlib import Path
+
+    policy = load_policy(Path(keys["policy"]), keys["policy-key"])
+    check_request(policy, request_of(PLAN, base_sha256="ab" * 32, rank=8))
+    assert first_refused_round(policy, PLAN) is None
+    for change in (
+        {"noise_multiplier": 0.79},
+        {"sampling_rate": 0.11},
+        {"clip_norm": 1.1},
+        {"steps_per_round": 11},
+        {"rounds": 4},
+        {"delta": 2e-5},
+    ):
+        with pytest.raises(PolicyRefusedError):
+            check_request(policy, request_of(replace(PLAN, **change)))
+    assert not list((tmp_path / "state").glob("*.key"))  # the key was thrown away
+
+
+def test_without_privacy_there_is_nothing_to_allow(tmp_path):
+    config = PrivacyConfig(trust="none")
+    plan = plan_without_privacy(config, run_id="r", rounds=1, local_steps=1)
+    assert simulated_policy(plan, RunFolder(tmp_path, "r")) == {}
