@@ -87,7 +87,7 @@ def plain_gradients(base: Decoder, tensors, trained, one: Record, scale: float):
 
     def norm(name, value):
         rms = torch.sqrt((value**2).mean(-1, keepdim=True) + arch.norm_eps)
-        return value / rms * base.norms[name].double()
+        return value / rms * base.vectors[name].double()
 
     def linear(name, value):
         y = value @ base.matrices[name].dense(torch.float64).T
@@ -95,7 +95,7 @@ def plain_gradients(base: Decoder, tensors, trained, one: Record, scale: float):
         return y + scale * (value @ params[a].T) @ params[b].T if a in params else y
 
     exponents = torch.arange(0, arch.head_dim, 2).double() / arch.head_dim
-    frequencies = (1 / arch.rope_theta**exponents).float().double()
+    frequencies = (1 / arch.spans[0].rope.theta ** exponents).float().double()
     angles = torch.outer(torch.arange(length).double(), frequencies)
     cos, sin = (torch.cat([f(angles)] * 2, -1)[:, None] for f in (torch.cos, torch.sin))
 

@@ -76,7 +76,7 @@ def show(
     files, decoder = base.files, base.decoder
     arch = decoder.architecture
     parameters = sum(m.rows * m.columns for m in decoder.matrices.values())
-    parameters += sum(n.numel() for n in decoder.norms.values())
+    parameters += sum(v.numel() for v in decoder.vectors.values())
     rows = {
         "name": files.name,
         "weights": str(files.weights),

@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sordino.core.config import ATTENTION, MLP, LoraConfig
+from sordino.core.adapters import other_of, parse_name, peft_layout
+from sordino.core.config import LoraConfig
 from sordino.core.durable import write_whole
 from sordino.core.errors import ModelError, UpdateRejectedError, expected
+from sordino.core.families import names
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _BASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_TENSOR_NAME = re.compile(
-    r"base_model\.model\.model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +73,12 @@ def save_adapter(
         raise ModelError(
             expected("base_model_name_or_path", base_name, "a model's name, not a path")
         )
+    layout = peft_layout(tensors)
     _check(tensors, lora.rank, tuple(sorted(set(lora.targets))), "the adapter")
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     try:
         write_whole(folder / WEIGHTS, save(contiguous, metadata={"format": "pt"}))
-        table = json.dumps(_peft_config(lora, base_name), indent=2, sort_keys=True)
+        table = json.dumps({**_peft_config(lora, base_name), **layout}, indent=2, sort_keys=True)
         write_whole(folder / CONFIG, table + "\n")
     except OSError as error:
         raise ModelError(f"can't write the adapter to {folder}: {error.strerror}") from error
@@ -126,9 +126,7 @@ def _peft_config(lora: LoraConfig, base_name: str) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(set(lora.targets)),
         "bias": "none",
-        "fan_in_fan_out": False,
         "init_lora_weights": True,
         "modules_to_save": None,
         "rank_pattern": {},
@@ -152,9 +150,8 @@ def _read_config(table: object, folder: Path) -> tuple[int, float, tuple[str, ..
         raise ModelError(expected(f"r {where}", rank, "a whole number > 0"))
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise ModelError(expected(f"lora_alpha {where}", alpha, "finite and > 0"))
-    if not isinstance(targets, list) or not targets or not set(targets) <= {*ATTENTION, *MLP}:
-        some = f"some of {', '.join(ATTENTION + MLP)}"
-        raise ModelError(expected(f"target_modules {where}", targets, some))
+    if not isinstance(targets, list) or not targets or not all(isinstance(t, str) for t in targets):
+        raise ModelError(expected(f"target_modules {where}", targets, "a list of names"))
     return rank, float(alpha), tuple(sorted(set(targets)))
 
 
@@ -162,20 +159,18 @@ def _check(
     tensors: Mapping[str, NDArray[Any]], rank: int, targets: tuple[str, ...], where: str
 ) -> None:
     """Names, the shapes that rank decides, types and values; the widths are the manifest's."""
-    found = set()
+    found: set[str] = set()
     for name, tensor in tensors.items():
-        match = _TENSOR_NAME.fullmatch(name)
-        if not match or match[1] not in targets:
+        known = parse_name(name)
+        meant = [t for t in targets if known and names(known.family, t, known.module)]
+        if known is None or not meant:
             raise ModelError(f"{where} has a tensor {name} that is none of {', '.join(targets)}")
-        found.add(match[1])
-        if (
-            name.replace(f"lora_{match[2]}", "lora_A" if match[2] == "B" else "lora_B")
-            not in tensors
-        ):
+        found.update(meant)
+        if other_of(name) not in tensors:
             raise ModelError(f"{where} has {name} without its counterpart")
         if tensor.dtype != np.float32:
             raise ModelError(expected(f"dtype of {name}", str(tensor.dtype), "float32"))
-        if tensor.ndim != 2 or tensor.shape[0 if match[2] == "A" else 1] != rank:
+        if tensor.ndim != 2 or tensor.shape[0 if known.matrix == "A" else 1] != rank:
             raise ModelError(expected(f"shape of {name}", tensor.shape, f"of rank {rank}"))
         if not np.isfinite(tensor).all():
             raise ModelError(f"{name} holds a NaN or an infinity")

@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from sordino.client.model.decoder import frozen_linear
 from sordino.client.model.matrices import Matrix
-from sordino.core.adapters import tensor_names
+from sordino.core.adapters import base_of, tensor_names
 
 
 @dataclass
@@ -121,6 +121,7 @@ class LoraAdapter:
         """
         self.tape = Tape()
         chosen = set(trained)
+        self._base = base_of(tensors)
         self._scale = scale
         self._all = {
             name: Parameter(torch.from_numpy(np.array(value)).to(dtype), name in chosen)
@@ -143,7 +144,7 @@ class LoraAdapter:
 
     def _site(self, name: str) -> Site | None:
         if name not in self._sites:
-            name_a, name_b = tensor_names(f"model.{name}")
+            name_a, name_b = tensor_names(f"{self._base}.{name}")
             self._sites[name] = (
                 Site(self._all[name_a], self._all[name_b], self._scale, self.tape)
                 if name_a in self._all

@@ -7,72 +7,101 @@ under `ffa` the frozen A never travels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino.core.config import LoraConfig
-from sordino.core.errors import ConfigError, ModelError, expected
+from sordino.core.errors import ConfigError, expected
+from sordino.core.families import (
+    FAMILIES,
+    Family,
+    family_of,
+    linear_shapes,
+    sizes_of,
+    target_modules,
+    targeted,
+)
 from sordino.core.records import AdapterManifest, Tensors, TensorSpec, check_tensors
 
 Aggregation = Literal["ffa", "rolora", "fedit"]
 
-_PREFIX = "base_model.model.model.layers"
+_ROOT = "base_model.model."
 _A = ".lora_A.weight"
 _B = ".lora_B.weight"
 
 
-def linear_shapes(architecture: Mapping[str, object]) -> dict[str, tuple[int, int]]:
-    """Shapes (out, in) of one decoder layer's linears, for the llama family.
+def adapter_manifest(architecture: Mapping[str, object], lora: LoraConfig) -> AdapterManifest:
+    """Names and shapes of a model's adapter, as PEFT calls them.
 
     Args:
         architecture: The model's ``config.json``.
-
-    Returns:
-        For each of ``self_attn.q_proj`` … ``mlp.down_proj`` its (out, in).
-
-    Raises:
-        ModelError: A size is missing, or isn't a positive whole number.
-    """
-    hidden = _size(architecture, "hidden_size")
-    heads = _size(architecture, "num_attention_heads")
-    kv_heads = _size(architecture, "num_key_value_heads", heads)
-    head_dim = _size(architecture, "head_dim", hidden // heads)
-    inner = _size(architecture, "intermediate_size")
-    return {
-        "self_attn.q_proj": (heads * head_dim, hidden),
-        "self_attn.k_proj": (kv_heads * head_dim, hidden),
-        "self_attn.v_proj": (kv_heads * head_dim, hidden),
-        "self_attn.o_proj": (hidden, heads * head_dim),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-
-
-def adapter_manifest(architecture: Mapping[str, object], lora: LoraConfig) -> AdapterManifest:
-    """Names and shapes of the adapter of a llama-family model, as PEFT calls them.
+        lora: Rank and targets.
 
     Raises:
         ConfigError: A target is not a linear of a decoder layer.
-        ModelError: The architecture lacks a size.
+        ModelError: The model type isn't supported, or the architecture lacks a size.
     """
-    shapes = linear_shapes(architecture)
-    by_target = {module.rpartition(".")[2]: module for module in shapes}
-    unknown = [target for target in lora.targets if target not in by_target]
-    if unknown:
-        raise ConfigError(expected("lora.targets", unknown[0], f"one of {', '.join(by_target)}"))
+    shapes, family = linear_shapes(architecture), family_of(architecture)
+    adapted = targeted(family, lora.targets)
     specs = []
-    for layer in range(_size(architecture, "num_hidden_layers")):
-        for target in set(lora.targets):
-            module = by_target[target]
+    for layer in range(sizes_of(architecture).layers):
+        for module in adapted:
             out_features, in_features = shapes[module]
-            stem = f"{_PREFIX}.{layer}.{module}"
-            specs.append(TensorSpec(f"{stem}{_A}", (lora.rank, in_features)))
-            specs.append(TensorSpec(f"{stem}{_B}", (out_features, lora.rank)))
+            name_a, name_b = tensor_names(family.path(layer, module))
+            specs.append(TensorSpec(name_a, (lora.rank, in_features)))
+            specs.append(TensorSpec(name_b, (out_features, lora.rank)))
     return AdapterManifest(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+
+@dataclass(frozen=True)
+class AdapterName:
+    """What the name of an adapter's tensor says.
+
+    Attributes:
+        family: A family that calls its linears so.
+        module: The linear's place within its block.
+        matrix: Which of the two it is.
+    """
+
+    family: Family
+    module: str
+    matrix: Literal["A", "B"]
+
+
+def parse_name(name: str) -> AdapterName | None:
+    """Take a tensor's PEFT name apart; None where it is no linear of a block that is known.
+
+    >>> parse_name("base_model.model.transformer.h.3.attn.c_attn.lora_B.weight").module
+    'attn.c_attn'
+    """
+    for family in FAMILIES.values():
+        start = f"{_ROOT}{family.base}.{family.layers}."
+        rest = name.removeprefix(start).removesuffix(_A).removesuffix(_B)
+        layer, _, module = rest.partition(".")
+        known = name.startswith(start) and name.endswith((_A, _B))
+        if known and layer.isdecimal() and module in family.modules:
+            return AdapterName(family, module, "A" if is_lora_a(name) else "B")
+    return None
+
+
+def peft_layout(names: Iterable[str]) -> dict[str, object]:
+    """What PEFT's ``adapter_config.json`` says of which linears an adapter has.
+
+    Returns:
+        ``target_modules``, and ``fan_in_fan_out``: whether the linears are GPT-2's Conv1D.
+    """
+    parsed = [known for name in names if (known := parse_name(name))]
+    if not parsed:
+        return {"target_modules": [], "fan_in_fan_out": False}
+    family = parsed[0].family
+    return {
+        "target_modules": target_modules(family, {known.module for known in parsed}),
+        "fan_in_fan_out": family.transposed,
+    }
 
 
 def tensor_names(module: str) -> tuple[str, str]:
@@ -81,12 +110,31 @@ def tensor_names(module: str) -> tuple[str, str]:
     >>> tensor_names("model.layers.0.self_attn.q_proj")[0]
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     """
-    return f"base_model.model.{module}{_A}", f"base_model.model.{module}{_B}"
+    return f"{_ROOT}{module}{_A}", f"{_ROOT}{module}{_B}"
+
+
+def base_of(names: Iterable[str]) -> str:
+    """The decoder within the Hugging Face model that an adapter's tensors belong to.
+
+    >>> base_of(["base_model.model.gpt_neox.layers.0.attention.dense.lora_A.weight"])
+    'gpt_neox'
+    >>> base_of([])
+    ''
+    """
+    first = next(iter(names), "")
+    return first.removeprefix(_ROOT).partition(".")[0]
 
 
 def is_lora_a(name: str) -> bool:
     """Whether the tensor is an A (rank x in)."""
     return name.endswith(_A)
+
+
+def other_of(name: str) -> str:
+    """The name of the tensor that is multiplied with this one: B's for an A, and A's for a B."""
+    if is_lora_a(name):
+        return name.removesuffix(_A) + _B
+    return name.removesuffix(_B) + _A
 
 
 def trained_manifest(
@@ -148,12 +196,3 @@ def complete_adapter(tensors: Tensors, manifest: AdapterManifest, init_seed: int
     }
     check_tensors({**adapter, **tensors}, manifest)
     return adapter
-
-
-def _size(architecture: Mapping[str, object], key: str, default: int | None = None) -> int:
-    value = architecture.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(expected(f"{key} in the model's config.json", value, "a whole number > 0"))
-    return value

@@ -59,7 +59,7 @@ class LoraConfig:
     aggregation: Literal["ffa", "rolora", "fedit"] = "ffa"
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = ATTENTION + MLP
+    targets: tuple[str, ...] = ("attention", "mlp")  # groups, or names of linears
     init_seed: int = 0  # public: A is the same on every device
 
     def __post_init__(self) -> None:

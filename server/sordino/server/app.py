@@ -33,7 +33,7 @@ from sordino.core import adapters
 from sordino.core.config import ExperimentConfig
 from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
-from sordino.core.records import Tensors, check_tensors
+from sordino.core.records import AdapterManifest, Tensors, check_tensors
 from sordino.core.settings import build
 from sordino.privacy.ledger import Ledger
 from sordino.privacy.noise import system_source
@@ -103,7 +103,7 @@ def main(grid: Grid, context: Context) -> None:
             file.write(json.dumps(line) + "\n")
 
     run_rounds(grid, strategy, adapter, start_round=done + 1, on_round=keep)
-    config = peft_config(settings.experiment)
+    config = peft_config(settings.experiment, strategy.manifest)
     write_whole(folder / "adapter" / "adapter_config.json", json.dumps(config, indent=2).encode())
 
 
@@ -159,8 +159,8 @@ def wait_for_nodes(grid: Grid, count: int, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def peft_config(experiment: ExperimentConfig) -> dict[str, Any]:
-    """What PEFT needs to load the adapter."""
+def peft_config(experiment: ExperimentConfig, manifest: AdapterManifest) -> dict[str, Any]:
+    """What PEFT needs to load the adapter that has these tensors."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -170,7 +170,7 @@ def peft_config(experiment: ExperimentConfig) -> dict[str, Any]:
         "lora_alpha": experiment.lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(set(experiment.lora.targets)),
+        **adapters.peft_layout(manifest.names),
     }
 
 

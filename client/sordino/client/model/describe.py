@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sordino.client.model.gguf_config import corrected, read_metadata
 from sordino.core.durable import write_whole
 from sordino.core.errors import ModelError
 
@@ -78,7 +79,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     if not (folder / TOKENIZER).is_file():
         raise ModelError(f"{gguf} has a tokenizer that tokenizer.json can't describe")
     _rewrite_tokenizer_config(folder / TOKENIZER_CONFIG, tokenizer.chat_template)
-    _write_json(folder / CONFIG, _config_table(config.to_dict()))
+    _write_json(folder / CONFIG, corrected(_config_table(config.to_dict()), read_metadata(gguf)))
 
 
 def _config_table(table: Mapping[str, Any]) -> dict[str, Any]:

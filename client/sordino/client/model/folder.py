@@ -25,7 +25,14 @@ from sordino.client.model.describe import read_json
 from sordino.client.model.gguf_file import file_sha256
 from sordino.client.model.matrices import Int8Matrix, Matrix, quantize_int8
 from sordino.client.model.nf4 import BLOCK, Nf4Matrix, quantize_nf4
-from sordino.client.model.shapes import check_complete, matrix_shapes, norm_names
+from sordino.client.model.shapes import (
+    HEAD,
+    block_matrices,
+    check_complete,
+    gain_sizes,
+    matrix_shapes,
+    vector_sizes,
+)
 from sordino.client.model.streamed import Shape, StreamedSafetensors
 from sordino.core.durable import locked, write_whole
 from sordino.core.errors import ModelError, expected
@@ -34,6 +41,14 @@ Quantization = Literal["int8", "nf4"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _TILE = 4096  # rows
+# What older files carry along though it follows from the config: masks and frequencies.
+_BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def quantize_folder(
 
 
 def open_folder(path: Path, architecture: Architecture, quantization: str) -> Decoder:
-    """Map what `quantize_folder` made and lay a decoder over it; only the norms are copied.
+    """Map what `quantize_folder` made and lay a decoder over it; only norms and biases are copied.
 
     Raises:
         ModelError: The file isn't whole.
@@ -85,22 +100,22 @@ def open_folder(path: Path, architecture: Architecture, quantization: str) -> De
         raise ModelError(
             f"can't read {path}: {error}; delete its folder to make it anew"
         ) from error
-    norms = {n: t.clone() for n, t in tensors.items() if n.endswith("norm")}
+    vectors = {n: tensors[n].clone() for n in vector_sizes(architecture) if n in tensors}
     matrices: dict[str, Matrix] = {}
     for name, (rows, columns) in matrix_shapes(architecture).items():
         if f"{name}.codes" not in tensors:
             raise ModelError(f"{path} has no tensor for {name}; delete its folder to make it anew")
         codes, scales = tensors[f"{name}.codes"], tensors[f"{name}.scales"]
-        if _is_nf4(name, quantization):
+        if _is_nf4(name, architecture, quantization):
             matrices[name] = Nf4Matrix(codes, scales, rows, columns)
         else:
             matrices[name] = Int8Matrix(codes, scales)
-    check_complete(architecture, matrices, norms)
-    return Decoder(architecture, matrices, norms)
+    check_complete(architecture, matrices, vectors)
+    return Decoder(architecture, matrices, vectors)
 
 
-def _is_nf4(name: str, quantization: str) -> bool:
-    return quantization == "nf4" and name not in ("embed_tokens", "lm_head")
+def _is_nf4(name: str, architecture: Architecture, quantization: str) -> bool:
+    return quantization == "nf4" and name in block_matrices(architecture)
 
 
 def _source_files(folder: Path) -> dict[str, Path]:
@@ -166,7 +181,8 @@ def _quantize(
     made: Path,
 ) -> QuantizedFile:
     weights, part = made / "weights.safetensors", made / "weights.part"
-    source = _Source(folder, sources)
+    source = _Source(folder, sources, architecture)
+    source.check_surplus()
     try:
         made.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as out:
@@ -174,12 +190,14 @@ def _quantize(
             for name, shape in matrix_shapes(architecture).items():
                 dense = source.read(name, shape)
                 matrix = (
-                    quantize_nf4(dense) if _is_nf4(name, quantization) else quantize_int8(dense)
+                    quantize_nf4(dense)
+                    if _is_nf4(name, architecture, quantization)
+                    else quantize_int8(dense)
                 )
                 file.write(f"{name}.codes", matrix.codes)
                 file.write(f"{name}.scales", matrix.scales)
-            for name in norm_names(architecture):
-                file.write(name, source.read(name, (architecture.hidden,)).float())
+            for name, size in vector_sizes(architecture).items():
+                file.write(name, source.read(name, (size,)))
             file.finish()
             out.flush()
             os.fsync(out.fileno())
@@ -206,15 +224,15 @@ def _layout(
     """Type and shape of every tensor of the quantized file."""
     layout: dict[str, tuple[torch.dtype, Shape]] = {}
     for name, (rows, columns) in matrix_shapes(architecture).items():
-        if _is_nf4(name, quantization):
+        if _is_nf4(name, architecture, quantization):
             values = rows * columns
             layout[f"{name}.codes"] = (torch.uint8, (values // 2,))
             layout[f"{name}.scales"] = (torch.float32, (-(-values // BLOCK),))
         else:
             layout[f"{name}.codes"] = (torch.int8, (rows, columns))
             layout[f"{name}.scales"] = (torch.float32, (rows, 1))
-    for name in norm_names(architecture):
-        layout[name] = (torch.float32, (architecture.hidden,))
+    for name, size in vector_sizes(architecture).items():
+        layout[name] = (torch.float32, (size,))
     return layout
 
 
@@ -224,16 +242,50 @@ class _Source:
 
     folder: Path
     files: Mapping[str, Path]
+    architecture: Architecture
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor in the source's precision; its file is closed again, so no map of it stays.
+        """One tensor as the decoder has it; its file is closed again, so no map of it stays.
 
         Raises:
             ModelError: It is missing, misshapen, or isn't a finite float.
         """
-        key = f"{name}.weight" if name == "lm_head" else f"model.{name}.weight"
-        if key not in self.files:
-            raise ModelError(f"{self.folder} has no tensor {key}: is it complete?")
+        known = self._names(name)
+        key = next((key for key in known if key in self.files), None)
+        if key is None:
+            raise ModelError(f"{self.folder} has no tensor {known[0]}: is it complete?")
+        stored = name in block_matrices(self.architecture) and self.architecture.family.transposed
+        tensor = self._stored(key, shape[::-1] if stored else shape)
+        if name in gain_sizes(self.architecture):
+            offset = self.architecture.parts.gain_offset
+            return tensor.float() + offset if offset else tensor.float()
+        if name in vector_sizes(self.architecture):
+            return tensor.float()
+        return tensor.t() if stored else tensor
+
+    def check_surplus(self) -> None:
+        """Refuse a folder with a tensor that the decoder would not use.
+
+        Raises:
+            ModelError: Names it.
+        """
+        needed = [*matrix_shapes(self.architecture), *vector_sizes(self.architecture), HEAD]
+        used = {key for name in needed for key in self._names(name)}
+        surplus = sorted(k for k in self.files if k not in used and not k.endswith(_BUFFERS))
+        if surplus:
+            raise ModelError(
+                f"{self.folder} has a tensor {surplus[0]}, which belongs to a layer that is not "
+                "supported for this model type: docs/models.md says what is"
+            )
+
+    def _names(self, name: str) -> list[str]:
+        """What files call a tensor: most with the decoder's own name before it, some without."""
+        if name == HEAD:
+            return [f"{HEAD}.weight", "embed_out.weight"]
+        short = name if name.endswith(".bias") else f"{name}.weight"
+        return [f"{self.architecture.family.base}.{short}", short]
+
+    def _stored(self, key: str, shape: tuple[int, ...]) -> Tensor:
         with _open_source(self.files[key]) as file:
             tensor: Tensor = file.get_tensor(key)
         if tensor.dtype not in _FLOATS:

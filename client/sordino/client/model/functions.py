@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from sordino.client.model.parts import Activation
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -112,8 +114,45 @@ class GatedSilu(Function):
         return slope.mul_(up).mul_(grad), silu.mul_(grad)
 
 
+class GatedGelu(Function):
+    """``gelu(gate) * up``; saves its two inputs and recomputes the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.approximate = approximate
+        return F.gelu(gate, approximate=approximate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        how = ctx.approximate
+        slope = torch.ops.aten.gelu_backward(grad * up, gate, approximate=how)
+        return slope, F.gelu(gate, approximate=how).mul_(grad), None
+
+
+def activate(name: Activation, up: Tensor, gate: Tensor | None = None) -> Tensor:
+    """The inner part of an MLP: of `up` alone, or of a gate that multiplies it.
+
+    Without a gate it is torch's own function, which saves its input and nothing else.
+    """
+    approximate = "tanh" if name == "gelu_tanh" else "none"
+    if gate is None:
+        return F.silu(up) if name == "silu" else F.gelu(up, approximate=approximate)
+    gated: Tensor = (
+        GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call]
+        if name == "silu"
+        else GatedGelu.apply(gate, up, approximate)  # type: ignore[no-untyped-call]
+    )
+    return gated
+
+
 class Rotate(Function):
-    """Rotary position embedding on ``[tokens, heads, head_dim]``; saves nothing but the angles."""
+    """Rotary position embedding on ``[tokens, heads, head_dim]``; saves nothing but the angles.
+
+    The angles turn the first of a head's values, twice as many as there are angles; the others
+    pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -127,25 +166,33 @@ class Rotate(Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    low, high = x[..., :half], x[..., half:]
+    half = cos.shape[-1]
+    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     out = torch.empty_like(x)
     torch.mul(low, cos, out=out[..., :half]).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=out[..., half:]).addcmul_(low, sin)
+    torch.mul(high, cos, out=out[..., half : 2 * half]).addcmul_(low, sin)
+    if rest.shape[-1]:
+        out[..., 2 * half :] = rest
     return out
 
 
 def rotary_angles(
-    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    positions: Tensor, frequencies: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `Rotate`, each ``[tokens, 1, head_dim / 2]``."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    frequencies = (1.0 / theta**exponents).to(torch.float32).to(torch.float64)
+    """Cosines and sines for `Rotate`, each ``[tokens, 1, len(frequencies)]``."""
     angles = torch.outer(positions.double(), frequencies).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     """Attention within each record.
 
     Args:
@@ -154,6 +201,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
         v: As `k`.
         packing: Where the records lie. Padding comes after a record's last token, where the causal
             mask hides it from every real one.
+        scale: What the products are multiplied with; None: one over the root of `head_dim`.
+        window: How many tokens back each looks, itself included; None: all.
 
     Returns:
         ``[tokens, heads * head_dim]``.
@@ -162,5 +211,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tenso
     q, k, v = (packing.pad(t).transpose(1, 2) for t in (q, k, v))
     if groups > 1:
         k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if window is None or packing.longest <= window:  # then the window hides nothing
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        ahead = torch.ones(packing.longest, packing.longest, dtype=torch.bool).tril()
+        mask = ahead & ~ahead.tril(-window)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return packing.unpad(mixed.transpose(1, 2)).flatten(1)

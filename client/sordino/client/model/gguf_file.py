@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,10 @@ from torch import Tensor
 from sordino.client.model.architecture import Architecture
 from sordino.client.model.blocks import block_format
 from sordino.client.model.decoder import Decoder
+from sordino.client.model.gguf_names import ROPE_DIVISORS, gguf_names, supported_parts
 from sordino.client.model.matrices import BlockMatrix, Matrix
-from sordino.client.model.shapes import check_complete
+from sordino.client.model.shapes import check_complete, vector_sizes
 from sordino.core.errors import ModelError
-
-_LINEARS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_GLOBALS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,22 +125,44 @@ def load_index(path: Path, beside: Path) -> GgufIndex:
 def open_gguf(path: Path, index: GgufIndex, architecture: Architecture) -> Decoder:
     """Map a GGUF file and lay a decoder over it.
 
-    Nothing is copied but the norms: every process that maps the file shares its pages.
+    Nothing is copied but the norms and biases: every process that maps the file shares its pages.
 
     Raises:
         ModelError: A tensor is missing, has the wrong shape, or its block type isn't supported.
     """
     mapped = torch.from_file(str(path), shared=False, size=index.size, dtype=torch.uint8)
+    names, sizes = gguf_names(architecture), vector_sizes(architecture)
     matrices: dict[str, Matrix] = {}
-    norms: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
     for entry in index.tensors:
-        name = _decoder_name(entry.name)
-        if name.endswith("norm"):
-            norms[name] = _vector(mapped, entry)
+        if entry.name == ROPE_DIVISORS:
+            architecture = _with_divisors(architecture, _vector(mapped, entry))
+            continue
+        if entry.name not in names:
+            raise ModelError(
+                f"tensor {entry.name} belongs to a layer that is not supported: supported parts "
+                f"are {', '.join(supported_parts(architecture))}"
+            )
+        name = names[entry.name]
+        if name in sizes:
+            vectors[name] = _vector(mapped, entry)
         else:
             matrices[name] = _matrix(mapped, entry, _rotary_heads(name, index, architecture))
-    check_complete(architecture, matrices, norms)
-    return Decoder(architecture, matrices, norms)
+    check_complete(architecture, matrices, vectors)
+    return Decoder(architecture, matrices, vectors)
+
+
+def _with_divisors(arch: Architecture, divisors: Tensor) -> Architecture:
+    """The same with the frequencies that the file scales, as Llama 3's files do."""
+    values = tuple(divisors.tolist())
+    for span in arch.spans:
+        if span.rope is None or span.window is not None or len(values) != span.rope.dims // 2:
+            raise ModelError(
+                f"tensor {ROPE_DIVISORS} of {len(values)} values doesn't fit this model's "
+                "rotary embedding"
+            )
+    spans = [replace(s, rope=replace(s.rope, divisors=values)) for s in arch.spans if s.rope]
+    return replace(arch, spans=tuple(spans))
 
 
 def _entry(tensor: Any) -> TensorEntry:
@@ -165,19 +175,6 @@ def _entry(tensor: Any) -> TensorEntry:
         columns=columns,
         offset=int(tensor.data_offset),
         nbytes=int(tensor.n_bytes),
-    )
-
-
-def _decoder_name(gguf_name: str) -> str:
-    stem, _, suffix = gguf_name.rpartition(".")
-    if suffix == "weight" and stem in _GLOBALS:
-        return _GLOBALS[stem]
-    _, index, part = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
-    if suffix == "weight" and index and part in _LINEARS:
-        return f"layers.{index}.{_LINEARS[part]}"
-    raise ModelError(
-        f"tensor {gguf_name} belongs to a layer that is not supported: supported parts are "
-        f"{', '.join([*_GLOBALS, *_LINEARS])}"
     )
 
 

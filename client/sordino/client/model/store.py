@@ -13,6 +13,7 @@ from sordino.client.model.architecture import architecture_of
 from sordino.client.model.decoder import Decoder
 from sordino.client.model.describe import describe_gguf, is_described, read_config
 from sordino.client.model.folder import open_folder, quantize_folder
+from sordino.client.model.gguf_config import check_gguf_type
 from sordino.client.model.gguf_file import GgufIndex, load_index, open_gguf
 from sordino.client.model.registry import (
     KNOWN,
@@ -160,6 +161,7 @@ def _own_gguf_files(path: Path, cache: Path) -> ModelFiles:
         raise ModelError(f"there is no file {path}")
     path = path.resolve()
     index = load_index(path, index_path(path, cache))
+    check_gguf_type(index.architecture)
     described = cache / "derived" / index.sha256[:16]
     if not is_described(described):
         with locked(described.with_suffix(".lock")):
