@@ -101,6 +101,28 @@ def test_adding_or_removing_a_record_moves_the_sum_by_at_most_c(tmp_path, kind, 
 
 
 @pytest.mark.parametrize("kind", EXTRA)
+def test_before_the_grid_the_bound_is_c_itself(tmp_path, monkeypatch, kind):
+    """The sum of the clipped gradients in float64, as it is before it is put on the grid."""
+    honest, seen = train.grid_sum, []
+
+    def noting(weights, sample, step):
+        seen.append(weights.to(torch.float64) @ sample)
+        return honest(weights, sample, step)
+
+    monkeypatch.setattr(train, "grid_sum", noting)
+
+    def clipped_sum(records):
+        seen.clear()
+        released(tmp_path, records)
+        return torch.cat(seen)
+
+    with_it, without = clipped_sum([*ORDINARY, EXTRA[kind]]), clipped_sum(ORDINARY)
+    other = clipped_sum([*ORDINARY, tiny.record(12, 99)])
+    assert C * (1 - 1e-6) <= float((with_it - without).norm()) <= C * (1 + 1e-6)
+    assert float((with_it - other).norm()) <= 2 * C * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", EXTRA)
 def test_replacing_a_record_moves_the_sum_by_at_most_2c(tmp_path, kind):
     one, other = [*ORDINARY, EXTRA[kind]], [*ORDINARY, tiny.record(12, 99)]
     assert distance(tmp_path, one, other) <= 2 * limit()
