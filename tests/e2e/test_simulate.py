@@ -221,4 +221,4 @@ def test_own_data_in_a_file(tmp_path, cache):
 
 @pytest.mark.parametrize("name", names())
 def test_shipped_scenarios_are_valid(name):
-    load_experiment(scenario_path(name))
+    assert load_experiment(scenario_path(name)).privacy.epsilon == 8.0
