@@ -37,6 +37,7 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
+	$(BIN)/python -m pytest --doctest-modules core privacy client server sim cli
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sordino.core.errors import ClaimError, SordinoError
+from sordino.privacy import claims
 from sordino.privacy.accounting import epsilon_pld
 from sordino.privacy.claims import Facts, compare_claims, make_claim
 from sordino.privacy.ledger import Ledger, export_ledgers, read_heads, write_heads
@@ -212,3 +213,9 @@ def test_claims_of_different_things_are_not_compared(tmp_path):
 def test_no_figure_of_a_claim_is_infinite(run):
     assert math.isfinite(claim_of_run(run).epsilon)
     assert read_heads(run / "heads.jsonl")
+
+
+@pytest.mark.parametrize("value", [0.401234, 0.0171049, 7.19e-13, 1e-05, 9.9999e-6, 0.0])
+def test_a_delta_is_printed_rounded_up(value):
+    printed = float(claims._up(value))
+    assert value <= printed <= value * 1.01

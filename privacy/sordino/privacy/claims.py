@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -128,6 +129,10 @@ class Claim:
                 "Dominating Gaussian",
                 f"μ = {gaussian}, wherever δ ≥ {self.mu_smallest_delta:g}",
             ),
+            (
+                "δ at other ε",
+                "; ".join(f"ε {e:.4g}: δ ≤ {_up(d)}" for e, d in self.delta_curve[::4]),
+            ),
             ("Second opinion", self.second_opinion),
             ("Randomness", self.randomness),
             ("Side channels considered", "; ".join(self.side_channels_considered)),
@@ -145,9 +150,17 @@ class Claim:
         lines = [f"# Privacy claim of run {self.run_id}", ""]
         for label, text in self.rows():
             lines += [f"**{label}.** {_plain(text)}", ""]
-        lines += ["| ε | δ at most |", "|---|---|"]
-        lines += [f"| {eps:.4g} | {delta:.3g} |" for eps, delta in self.delta_curve[::4]]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines)
+
+
+def _up(value: float) -> str:
+    """Three significant digits, rounded up: a δ that is printed too small would be a false claim.
+
+    >>> _up(0.017101), _up(7.19e-13), _up(0.0)
+    ('0.0172', '7.19e-13', '0')
+    """
+    exact = Decimal(value)
+    return f"{float(Context(prec=3, rounding=ROUND_CEILING).plus(exact)):.3g}"
 
 
 def make_claim(
