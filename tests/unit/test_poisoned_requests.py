@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,23 @@ def test_the_coordinator_is_told_one_word(session: TinySession) -> None:
         reply = app(message, Context(1, 2, {}, RecordDict(), {}))
     assert reply.has_error()
     assert reply.error.reason == "policy-sampling"
+
+
+@pytest.mark.parametrize("asked", [("attention",), ("self_attn.q_proj", "v_proj")])
+@pytest.mark.parametrize("allowed", [("attention",), ("q_proj", "k_proj", "v_proj", "o_proj")])
+def test_groups_and_names_of_linears_mean_the_same_to_a_policy(
+    session: TinySession, asked: tuple[str, ...], allowed: tuple[str, ...]
+) -> None:
+    session.policy = replace(STRICT, targets=allowed)
+    lora = LoraConfig(rank=2, targets=asked)
+    answer(session, changed(**shaped(lora)))  # type: ignore[arg-type]
+    assert charges(session) == 1
+
+
+@pytest.mark.parametrize("asked", [("mlp",), ("attention", "mlp"), ("q_proj", "up_proj")])
+def test_an_adapter_outside_the_allowed_group_is_refused(
+    session: TinySession, asked: tuple[str, ...]
+) -> None:
+    session.policy = replace(STRICT, targets=("attention",))
+    lora = LoraConfig(rank=2, targets=asked)
+    assert refused(session, changed(**shaped(lora))) == "policy-adapter"

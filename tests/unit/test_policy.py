@@ -67,7 +67,7 @@ def make_central(**changes):
 
 
 def ask(**changes):
-    request = request_of(make_plan(), base_sha256=BASE, rank=8, targets=("q_proj",))
+    request = request_of(make_plan(), base_sha256=BASE, rank=8, targets=("attention",))
     return replace(request, **changes)
 
 
@@ -232,7 +232,7 @@ def refused(policy, request, conditions=dict):
         ({"cohort": 20, "population": 10_001}, "policy-population"),
         ({"cohort": 20, "population": 19}, "policy-population"),
         ({"rank": 65}, "policy-adapter"),
-        ({"targets": ("q_proj", "lm_head")}, "policy-adapter"),
+        ({"targets": ("attention", "lm_head")}, "policy-adapter"),
         ({"metric": "loss"}, "policy-metric"),
     ],
 )
@@ -268,7 +268,7 @@ def test_when_to_work_is_asked_of_the_device_only_if_the_policy_cares():
 
 
 def test_a_plan_says_what_it_asks():
-    request = request_of(make_central(), base_sha256=BASE, rank=2, targets=("v_proj",))
+    request = request_of(make_central(), base_sha256=BASE, rank=2, targets=("attention",))
     assert (request.cohort, request.population, request.amplified) == (50, 50, False)
     sampled = make_central(sampling="poisson", sampling_rate=0.5, cohort=25)
     assert request_of(sampled).amplified

@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,7 @@ from sordino.core.errors import (
     WireError,
     expected,
 )
+from sordino.core.families import family_of, meant
 from sordino.core.records import (
     AdapterManifest,
     Receipt,
@@ -250,9 +251,11 @@ def _hold_against_policy(session: Session, task: TrainTask, plan: AnyPlan) -> No
         if not session.allow_no_privacy:
             raise PlanError("a plan without privacy needs the device owner's explicit word")
         return
-    lora = task.lora
-    request = request_of(plan, base_sha256=task.base_sha256, rank=lora.rank, targets=lora.targets)
-    check_request(session.policy, request, session.conditions)
+    # Both sides may name groups, or linears in several ways: compared are this base's own linears.
+    family, lora = family_of(session.architecture), task.lora
+    asked, allowed = meant(family, lora.targets), meant(family, session.policy.targets)
+    request = request_of(plan, base_sha256=task.base_sha256, rank=lora.rank, targets=asked)
+    check_request(replace(session.policy, targets=allowed), request, session.conditions)
 
 
 def _privately(

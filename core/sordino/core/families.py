@@ -225,6 +225,16 @@ def targeted(family: Family, targets: Iterable[str]) -> list[str]:
     return [module for module in family.modules if module in chosen]
 
 
+def meant(family: Family, targets: Iterable[str]) -> tuple[str, ...]:
+    """The linears of a block that any of `targets` names; what names none is passed over.
+
+    >>> meant(GPT2, ["q_proj", "mlp"])
+    ('mlp.c_fc', 'mlp.c_proj')
+    """
+    words = tuple(targets)
+    return tuple(m for m in family.modules if any(names(family, word, m) for word in words))
+
+
 def names(family: Family, target: str, module: str) -> bool:
     """Whether a target means this linear of a block.
 

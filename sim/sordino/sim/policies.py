@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from sordino.core.config import ATTENTION, MLP
+from sordino.core.families import GROUPS
 from sordino.core.stats import round_up
 from sordino.privacy.plan import AnyPlan, Plan, filter_of
 from sordino.privacy.policy import Cap, Policy, make_owner_key, policy_toml, sign_policy
@@ -50,6 +50,6 @@ def policy_for(plan: Plan) -> Policy:
         max_rounds=plan.rounds,
         max_delta=plan.delta,
         max_rank=4096,
-        targets=ATTENTION + MLP,
+        targets=GROUPS,
         caps=(Cap(epsilon=max(epsilon, 0.01), delta=plan.delta),),
     )

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from sordino.core import canonical
-from sordino.core.config import ATTENTION, MLP
 from sordino.core.errors import ConfigError, PolicyError, expected
+from sordino.core.families import GROUPS
 from sordino.core.settings import build
 
 KIND: Final = "sordino.policy"
@@ -91,7 +91,7 @@ class Policy:
             which a device can't see.
         base_models: SHA-256 of the bases that may be trained; `*`: whichever the owner installed.
         max_rank: The largest rank of an adapter.
-        targets: The modules that an adapter may have.
+        targets: The linears that an adapter may have, or the groups `attention` and `mlp`.
         metrics: Metrics that may be bought.
         min_metric_noise: The smallest σ of a metric.
         caps: Lifetime caps and limits of pace. A unit without a cap for life is not trained for.
@@ -111,7 +111,7 @@ class Policy:
     amplification: bool = False
     base_models: tuple[str, ...] = (EVERY,)
     max_rank: int = 64
-    targets: tuple[str, ...] = ATTENTION + MLP
+    targets: tuple[str, ...] = GROUPS
     metrics: tuple[str, ...] = ()
     min_metric_noise: float = 4.0
     caps: tuple[Cap, ...] = (Cap(epsilon=12.0, delta=1e-5),)
