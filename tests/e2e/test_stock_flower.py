@@ -151,7 +151,7 @@ def test_stock_flower_runs_the_same_apps(federation: Federation, tmp_path: Path)
     out = tmp_path / "out"
     config = (
         f'sordino-base="{POCKET}" sordino-out="{out}" sordino-nodes={NODES} '
-        f"federation.rounds={ROUNDS} train.local_steps=3"
+        f"federation.rounds={ROUNDS} train.local_steps=3 privacy.epsilon=4.0"
     )
     status = federation.run(config)
     assert status == "finished:completed", federation.logs()
