@@ -59,14 +59,15 @@ def make_report(outcome: Outcome) -> rep.RunReport:
     rounds = outcome.run.rounds(outcome.main)
     seen = outcome.seen()
     events = events_by_client(outcome.run.ledger) if isinstance(plan, Plan) else {}
+    spent = accounting.spent(events, plan.delta) if isinstance(plan, Plan) else {}
     return rep.RunReport(
         run=_run(outcome, len(rounds)),
-        guarantee=_guarantee(outcome, plan, events, seen),
+        guarantee=_guarantee(outcome, plan, events, spent, seen),
         noise=_noise(outcome, plan, seen),
         utility=_utility(outcome),
         leakage=rep.Leakage(),
         cost=_cost(rounds, seen),
-        clients=_clients(outcome, plan, events, seen),
+        clients=_clients(outcome, plan, spent, seen),
         rounds=tuple(_round(entry, plan) for entry in rounds),
         simulation_only=rep.KNOWN_TO_A_SIMULATION,
     )
@@ -82,9 +83,8 @@ def _run(outcome: Outcome, rounds: int) -> rep.Run:
         model=rep.RunModel(
             name=outcome.base_name, sha256=outcome.base_sha256, quantization=outcome.quantization
         ),
-        data=Path(
-            outcome.config.data.source
-        ).name,  # a report is published: no path of someone's disk
+        # A report is published: no path of someone's disk.
+        data=Path(outcome.config.data.source).name,
         clients=len(outcome.users),
         rounds=rounds,
         seed=outcome.config.seed,
@@ -97,11 +97,12 @@ def _guarantee(
     outcome: Outcome,
     plan: AnyPlan,
     events: Mapping[str, Sequence[accounting.Event]],
+    spent: Mapping[str, float],
     seen: list[list[dict[str, Any]]],
 ) -> rep.Guarantee:
     composition = f"all {plan.rounds} rounds of this run"
     # Clients hold disjoint records, so a record's loss is that of its own client: the largest.
-    worst = max(events.values(), key=lambda e: accounting.epsilon_pld(e, _delta(plan)), default=())
+    worst = events[max(spent, key=lambda client: spent[client])] if spent else ()
     claim = guarantee(plan, worst, composition=composition)
     second = rep.SecondOpinion()
     if isinstance(plan, Plan):
@@ -177,7 +178,7 @@ def _cost(rounds: Sequence[Mapping[str, Any]], seen: list[list[dict[str, Any]]])
 def _clients(
     outcome: Outcome,
     plan: AnyPlan,
-    events: Mapping[str, Sequence[accounting.Event]],
+    spent: Mapping[str, float],
     seen: list[list[dict[str, Any]]],
 ) -> tuple[rep.ClientFigures, ...]:
     private = plan if isinstance(plan, Plan) else None
@@ -185,9 +186,7 @@ def _clients(
     return tuple(
         rep.ClientFigures(
             client=user,
-            epsilon=_finite(accounting.epsilon_pld(events[user], private.delta))
-            if private
-            else None,
+            epsilon=_finite(spent[user]) if private else None,
             noise_multiplier=private.noise_multiplier if private else None,
             records=outcome.records[i],
             clip_fraction=_clip_fraction(seen[i]) if private else None,
@@ -219,10 +218,6 @@ def _round(entry: Mapping[str, Any], plan: AnyPlan) -> rep.RoundFigures:
 def _clip_fraction(entries: Sequence[Mapping[str, Any]]) -> float | None:
     sampled = sum(sum(entry["batch_sizes"]) for entry in entries)
     return sum(entry["clipped"] for entry in entries) / sampled if sampled else None
-
-
-def _delta(plan: AnyPlan) -> float:
-    return plan.delta if isinstance(plan, Plan) else 1.0
 
 
 def _finite(value: float) -> float | None:
