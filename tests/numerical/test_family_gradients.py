@@ -96,4 +96,4 @@ def test_the_saved_adapter_gives_the_same_logits(opened, tmp_path):
     with torch.no_grad():
         bare = families.worst_logit(decoder, adapted)
     assert bare > 0.1  # the adapter matters
-    assert families.worst_logit(decoder, adapted, adapter.linear) <= 1e-5
+    assert families.worst_logit(decoder, adapted, adapter.linears) <= 1e-5

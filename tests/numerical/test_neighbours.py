@@ -106,7 +106,7 @@ def test_before_the_grid_the_bound_is_c_itself(tmp_path, monkeypatch, kind):
     honest, seen = train.grid_sum, []
 
     def noting(weights, sample, step):
-        seen.append(weights.to(torch.float64) @ sample)
+        seen.append(torch.tensordot(weights.to(torch.float64), sample.double(), 1).flatten())
         return honest(weights, sample, step)
 
     monkeypatch.setattr(train, "grid_sum", noting)
@@ -198,7 +198,7 @@ def test_a_missing_clip_is_caught(tmp_path, monkeypatch):
 
 def test_a_clip_of_each_tensor_by_itself_is_caught(tmp_path, monkeypatch):
     def only_the_first(samples):
-        return torch.linalg.vector_norm(samples[0], dim=1, dtype=torch.float64)
+        return torch.linalg.vector_norm(samples[0].flatten(1), dim=1, dtype=torch.float64)
 
     monkeypatch.setattr(train, "record_norms", only_the_first)
     moved = distance(tmp_path, [*ORDINARY, EXTRA["ordinary"]], ORDINARY)

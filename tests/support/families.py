@@ -10,7 +10,7 @@ import torch
 from gguf import quants
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sordino.client.model.functions import pack
+from sordino.client.model.packing import pack
 from support import llama_files
 
 _LLAMA = {
@@ -178,13 +178,13 @@ def records(lengths=(17, 1, 40, 9), vocabulary: int = 260, seed: int = 0):
     return [torch.randint(0, vocabulary, (n,), generator=generator) for n in lengths]
 
 
-def worst_logit(decoder, made, linear=None) -> float:
+def worst_logit(decoder, made, linears=None) -> float:
     """Largest difference from transformers' logits over records packed together, relative."""
     ids, worst = records(), 0.0
     packed, packing = pack(ids)
-    linear = {"linear": linear} if linear else {}
+    chosen = {"linears": linears} if linears else {}
     with torch.no_grad():
-        ours = decoder.logits(decoder.hidden(packed, packing, **linear))
+        ours = decoder.logits(decoder.hidden(packed, packing, **chosen))
         for one, (start, stop) in zip(ids, packing.bounds, strict=True):
             theirs = made(input_ids=one[None]).logits[0]
             gap = (ours[start:stop] - theirs).abs().max() / theirs.abs().max()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sordino.client.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
-from sordino.client.model.functions import pack
+from sordino.client.model.packing import pack
 from sordino.client.model.store import open_base, resolve_model
 from sordino.core.adapters import adapter_manifest
 from sordino.core.config import LoraConfig, ModelConfig
@@ -64,7 +64,7 @@ def test_peft_computes_what_we_compute(tmp_path, kind, targets):
     ids = torch.randint(0, 260, (1, 33), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         packed, packing = pack([ids[0]])
-        ours = base.decoder.logits(base.decoder.hidden(packed, packing, linear=adapter.linear))
+        ours = base.decoder.logits(base.decoder.hidden(packed, packing, linears=adapter.linears))
         bare = dense(input_ids=ids).logits[0]
         theirs = PeftModel.from_pretrained(dense, tmp_path / "adapter")(input_ids=ids).logits[0]
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()

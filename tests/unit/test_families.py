@@ -16,8 +16,8 @@ from sordino.client.adapter_files import load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model import ropes
 from sordino.client.model.architecture import architecture_of
-from sordino.client.model.functions import pack
 from sordino.client.model.gguf_config import corrected
+from sordino.client.model.packing import pack
 from sordino.client.model.store import open_base, resolve_model
 from sordino.core import adapters
 from sordino.core import families as core_families
@@ -256,7 +256,7 @@ def test_gpt2s_two_linears_of_one_name_are_told_apart(tmp_path, targets):
     saved = load_adapter(tmp_path / "adapter")
     adapted = PeftModel.from_pretrained(made, tmp_path / "adapter").eval()
     adapter = LoraAdapter(saved.tensors, scale=saved.scale)
-    assert families.worst_logit(decoder, adapted, adapter.linear) <= TOLERANCE
+    assert families.worst_logit(decoder, adapted, adapter.linears) <= TOLERANCE
 
 
 def test_a_target_of_another_family_is_refused():

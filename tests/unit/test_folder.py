@@ -11,8 +11,8 @@ from support import llama_files
 from transformers import AutoModelForCausalLM
 
 from sordino.client.model import folder as folders
-from sordino.client.model.functions import pack
 from sordino.client.model.nf4 import BLOCK, quantize_nf4
+from sordino.client.model.packing import pack
 from sordino.client.model.store import open_base, resolve_model
 from sordino.core.config import ModelConfig
 from sordino.core.errors import ModelError

@@ -10,7 +10,7 @@ from support import llama_files
 
 from sordino.client.data.tokens import TokenizerFile
 from sordino.client.model import describe, store
-from sordino.client.model.functions import pack
+from sordino.client.model.packing import pack
 from sordino.client.model.registry import KNOWN, upstream_name
 from sordino.client.model.store import cache_root, open_base, resolve_model
 from sordino.core.config import ModelConfig

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sordino.client.model.functions import Packing
+from sordino.client.model.packing import Packing
 
 
 class Tokens(Protocol):

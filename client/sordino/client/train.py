@@ -22,7 +22,7 @@ from torch.nn import Parameter
 
 from sordino.client.batches import Tokens, make_batch, micro_batches
 from sordino.client.lora import LoraAdapter
-from sordino.client.model.decoder import Decoder
+from sordino.client.model.decoder import Decoder, frozen_linears
 from sordino.client.model.loss import record_loss_sums, record_losses
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
@@ -97,7 +97,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def clip_and_accumulate(self) -> None:
         """Add the micro-batch's clipped gradients to ``summed_grad``."""
-        samples = [g.flatten(1) for g in self.grad_samples]
+        samples = self.grad_samples
         norms = record_norms(samples)
         factors = self._mechanism.clip_factors(norms.numpy())
         finite = torch.isfinite(norms)
@@ -107,7 +107,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter, sample in zip(self.params, samples, strict=True):
             if not bool(finite.all()):
                 sample[~finite] = 0  # 0 × NaN is NaN: the record is replaced, not scaled
-            total = self._sum(weights, sample).view_as(parameter)
+            total = self._sum(weights, sample)
             held = parameter.summed_grad
             parameter.summed_grad = total if held is None else held.add_(total)
 
@@ -122,7 +122,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def _sum(self, weights: Tensor, sample: Tensor) -> Tensor:
         if self._grid_step is None:
-            return weights.to(sample.dtype) @ sample
+            return sample.mul_(_by_record(weights.to(sample.dtype), sample)).sum(0)
         return grid_sum(weights, sample, self._grid_step)
 
     def _note_signal(self, total: Tensor, released: Tensor) -> None:
@@ -137,16 +137,16 @@ def grid_sum(weights: Tensor, sample: Tensor, step: float) -> Tensor:
 
     Args:
         weights: ``[records]``, the clip factors.
-        sample: ``[records, size]``; overwritten.
+        sample: ``[records, ...]``; overwritten.
         step: The grid, a power of two.
 
     Returns:
-        ``float64[size]``.
+        ``float64[...]``.
     """
     if sample.dtype not in (torch.float32, torch.float64):
         sample = sample.to(torch.float32)  # a half's rounding would lengthen the clipped gradient
     steps = (weights.to(torch.float64) / step).to(sample.dtype)  # of the same relative error
-    sample.mul_(steps.unsqueeze(1)).round_()
+    sample.mul_(_by_record(steps, sample)).round_()
     return sample.sum(0, dtype=torch.float64).mul_(step)
 
 
@@ -154,10 +154,18 @@ def record_norms(samples: Sequence[Tensor]) -> Tensor:
     """L2 norm of each record's whole gradient, ``float64[records]``.
 
     Args:
-        samples: One ``[records, size]`` tensor a parameter.
+        samples: One ``[records, ...]`` tensor a parameter.
     """
-    squares = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float64).square_() for s in samples]
+    squares = [
+        torch.linalg.vector_norm(s, dim=tuple(range(1, s.dim())), dtype=torch.float64).square_()
+        for s in samples
+    ]
     return torch.stack(squares).sum(0).sqrt_()
+
+
+def _by_record(values: Tensor, sample: Tensor) -> Tensor:
+    """Shape one value a record so that it multiplies the whole record."""
+    return values.view(-1, *[1] * (sample.dim() - 1))
 
 
 def backward(
@@ -176,7 +184,7 @@ def backward(
     batch = make_batch(records)
     adapter.tape.bounds = batch.packing.bounds
     hidden = decoder.hidden(
-        batch.ids, batch.packing, linear=adapter.linear, recompute=recompute, dtype=dtype
+        batch.ids, batch.packing, linears=adapter.linears, recompute=recompute, dtype=dtype
     )
     losses = record_losses(
         hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
@@ -258,8 +266,8 @@ def evaluate(
         chosen = order[at : at + micro_batch]
         batch = make_batch([records[i] for i in chosen])
         with torch.no_grad():
-            linear = {} if adapter is None else {"linear": adapter.linear}
-            hidden = decoder.hidden(batch.ids, batch.packing, **linear)  # type: ignore[arg-type]
+            chosen_linears = frozen_linears if adapter is None else adapter.linears
+            hidden = decoder.hidden(batch.ids, batch.packing, linears=chosen_linears)
             sums = record_loss_sums(
                 hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
             )

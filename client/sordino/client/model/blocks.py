@@ -1,8 +1,10 @@
 """GGUF block formats: quantized bytes to float32, bit for bit as the `gguf` library does it.
 
 A row of a GGUF tensor is a whole number of blocks. Every function here takes blocks as
-``uint8[n, bytes_per_block]`` and returns ``float32[n, values_per_block]``. Products and sums are
-separate operations on purpose: a fused multiply-add rounds once and would differ in the last bit.
+``uint8[n, bytes_per_block]`` and writes ``float32[n, values_per_block]``. Products and sums are
+separate operations on purpose: a fused multiply-add rounds once and could differ in the last bit.
+Codes are unpacked many at a time, as wide words, and become floats in one pass over contiguous
+bytes: this runs twice for every weight of the base in every micro-batch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sordino.client.model.scratch import scratch
 from sordino.core.errors import ModelError
+
+NIBBLES = 0x0F0F0F0F0F0F0F0F
 
 
 @dataclass(frozen=True)
@@ -24,75 +29,89 @@ class BlockFormat:
         name: The type's name in the `gguf` library, for example ``"Q4_1"``.
         values: Values in a block.
         bytes: Bytes in a block.
-        dequantize: ``uint8[n, bytes] -> float32[n, values]``.
+        write: Dequantizes ``uint8[n, bytes]`` into a contiguous ``float32[n, values]``.
     """
 
     name: str
     values: int
     bytes: int
-    dequantize: Callable[[Tensor], Tensor]
+    write: Callable[[Tensor, Tensor], object]
+
+    def dequantize(self, blocks: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dequantize ``uint8[n, bytes]`` to ``float32[n, values]``, into `out` if it is given."""
+        if out is None:
+            out = torch.empty((blocks.shape[0], self.values), dtype=torch.float32)
+        self.write(blocks, out)
+        return out
 
 
 def _half(field: Tensor) -> Tensor:
     return field.view(torch.float16).float()
 
 
-def _nibbles(codes: Tensor, width: int) -> Tensor:
-    """Split ``uint8[n, k*width]`` into low then high nibbles of each run of `width` bytes."""
-    runs = codes.reshape(codes.shape[0], -1, 1, width)
-    out = torch.empty((runs.shape[0], runs.shape[1], 2, width), dtype=torch.uint8)
-    torch.bitwise_and(runs[:, :, 0], 15, out=out[:, :, 0])
-    torch.bitwise_right_shift(runs[:, :, 0], 4, out=out[:, :, 1])
-    return out.view(codes.shape[0], -1)
+def _nibbles(packed: Tensor, width: int) -> Tensor:
+    """Split ``uint8[n, k*width]`` into low then high nibbles of each run of `width` bytes.
+
+    Valid until the next call. `width` is a multiple of 16: whole runs of 16 bytes are moved at
+    once, as numbers of that size; nothing is computed with them.
+    """
+    shape = (packed.shape[0], packed.shape[1] // width, width // 16)
+    count = packed.numel()
+    buffer = scratch("codes", (4 * count,), torch.uint8)
+    low, high, out = buffer[:count], buffer[count : 2 * count], buffer[2 * count :]
+    low.view(packed.shape).copy_(packed)
+    torch.bitwise_right_shift(low.view(torch.int64), 4, out=high.view(torch.int64))
+    runs = out.view(torch.complex128).view(shape[0], shape[1], 2, shape[2])
+    for number, half in enumerate((low, high)):
+        half.view(torch.int64).bitwise_and_(NIBBLES)
+        runs[:, :, number].copy_(half.view(torch.complex128).view(shape))
+    return out.view(packed.shape[0], 2 * packed.shape[1])
 
 
-def _f32(blocks: Tensor) -> Tensor:
-    return blocks.view(torch.float32)
+def _f32(blocks: Tensor, out: Tensor) -> None:
+    out.view(torch.uint8).view(blocks.shape).copy_(blocks)
 
 
-def _f16(blocks: Tensor) -> Tensor:
-    return _half(blocks)
+def _f16(blocks: Tensor, out: Tensor) -> None:
+    out.copy_(blocks.view(torch.float16))
 
 
-def _bf16(blocks: Tensor) -> Tensor:
-    return blocks.view(torch.bfloat16).float()
+def _bf16(blocks: Tensor, out: Tensor) -> None:
+    out.copy_(blocks.view(torch.bfloat16))
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[:, 2:], 16).float()
-    return codes.sub_(8).mul_(_half(blocks[:, :2]))
+def _q4_0(blocks: Tensor, out: Tensor) -> None:
+    out.copy_(_nibbles(blocks[:, 2:], 16)).sub_(8).mul_(_half(blocks[:, :2]))
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[:, 4:], 16).float()
-    return codes.mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
+def _q4_1(blocks: Tensor, out: Tensor) -> None:
+    out.copy_(_nibbles(blocks[:, 4:], 16)).mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks[:, :2]))
+def _q8_0(blocks: Tensor, out: Tensor) -> None:
+    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(_half(blocks[:, :2]))
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
+def _q4_k(blocks: Tensor, out: Tensor) -> None:
     n = blocks.shape[0]
     low, high, mixed = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat([low & 0x3F, (mixed & 0x0F) | ((low >> 2) & 0x30)], dim=1)
     mins = torch.cat([high & 0x3F, (mixed >> 4) | ((high >> 2) & 0x30)], dim=1)
     d = (_half(blocks[:, 0:2]) * scales.float()).view(n, 8, 1)
     dm = (_half(blocks[:, 2:4]) * mins.float()).view(n, 8, 1)
-    codes = _nibbles(blocks[:, 16:], 32).view(n, 8, 32).float()
-    return codes.mul_(d).sub_(dm).view(n, 256)
+    out.copy_(_nibbles(blocks[:, 16:], 32)).view(n, 8, 32).mul_(d).sub_(dm)
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor, out: Tensor) -> None:
     n = blocks.shape[0]
     low = _nibbles(blocks[:, :128], 64).view(n, 8, 32)
     pairs = blocks[:, 128:192].reshape(n, 2, 1, 32)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(1, 1, 4, 1)
     high = ((pairs >> shifts) & 3).view(n, 8, 32)
-    codes = (low | (high << 4)).float().sub_(32).view(n, 16, 16)
+    codes = high.bitwise_left_shift_(4).bitwise_or_(low)
     scales = blocks[:, 192:208].view(torch.int8).float()
     d = (_half(blocks[:, 208:210]) * scales).view(n, 16, 1)
-    return codes.mul_(d).view(n, 256)
+    out.copy_(codes.view(n, 256)).sub_(32).view(n, 16, 16).mul_(d)
 
 
 FORMATS = {

@@ -7,54 +7,43 @@ argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from sordino.client.model.architecture import Architecture
-from sordino.client.model.functions import (
-    Packing,
+from sordino.client.model.attention import causal_attention
+from sordino.client.model.elementwise import (
+    Activated,
+    Elementwise,
+    Gated,
+    LayerNorm,
     RmsNorm,
-    Rotate,
-    activate,
-    causal_attention,
-    rotary_angles,
+    Same,
+    elementwise,
 )
+from sordino.client.model.linears import linears
 from sordino.client.model.matrices import Matrix
+from sordino.client.model.packing import Packing
 from sordino.client.model.parts import NormRole
+from sordino.client.model.rotary import Angles, rotary_angles
 from sordino.client.model.shapes import HEAD, linear_name
 from sordino.core.errors import ModelError
 from sordino.core.families import Role
 
-Angles = tuple[Tensor, Tensor]
-# (name such as "layers.0.self_attn.q_proj", its frozen matrix, input) -> output
-Linear = Callable[[str, Matrix, Tensor], Tensor]
+# (names such as "layers.0.self_attn.q_proj", their frozen matrices, what the inputs go through
+# first, the inputs) -> one output a name
+Linears = Callable[..., tuple[Tensor, ...]]
 
 
-class FrozenLinear(Function):
-    """``x @ W.T`` with W made dense for the forward and again for the backward; saves nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Matrix) -> Tensor:
-        ctx.matrix = matrix
-        return x @ matrix.dense(x.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad @ ctx.matrix.dense(grad.dtype), None
-
-
-def frozen_linear(name: str, matrix: Matrix, x: Tensor) -> Tensor:
-    """Apply the base alone: the `Linear` of a decoder without an adapter."""
-    del name
-    y: Tensor = FrozenLinear.apply(x, matrix)  # type: ignore[no-untyped-call]
-    return y
+def frozen_linears(
+    names: Sequence[str], matrices: Sequence[Matrix], before: Elementwise, *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply the base alone: the `Linears` of a decoder without an adapter."""
+    return linears(before, inputs, matrices, [None] * len(names))
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ class Decoder:
         ids: Tensor,
         packing: Packing,
         *,
-        linear: Linear = frozen_linear,
+        linears: Linears = frozen_linears,
         recompute: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
@@ -93,7 +82,7 @@ class Decoder:
         Args:
             ids: ``int64[tokens]``, the records' tokens one after another.
             packing: Where each record lies.
-            linear: Applies one linear; an adapter brings its own.
+            linears: Applies linears of one input; an adapter brings its own.
             recompute: Keep only each layer's input and run the layer again in the backward.
             dtype: Precision of the computation.
 
@@ -108,14 +97,14 @@ class Decoder:
         angles = {r: rotary_angles(packing.positions, r.frequencies(), dtype) for r in ropes}
         x = self._embed(ids, packing, dtype)
         for index, span in enumerate(arch.spans):
-            args = (x, index, packing, angles[span.rope] if span.rope else None, linear)
+            args = (x, index, packing, angles[span.rope] if span.rope else None, linears)
             if recompute and torch.is_grad_enabled():
                 # The reentrant kind needs an input that requires a gradient to run at all.
                 x.requires_grad_(True)
                 x = checkpoint(self._layer, *args, use_reentrant=True, preserve_rng_state=False)
             else:
                 x = self._layer(*args)
-        return self._norm(arch.parts.last_norm, x)
+        return elementwise(self._norm(arch.parts.last_norm, dtype), x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return ``[tokens, vocabulary]``; for a few tokens only, since it is not chunked."""
@@ -135,51 +124,56 @@ class Decoder:
             x = x + self.matrices[arch.parts.positions].gather(packing.positions, dtype)
         return x
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        """RMSNorm as here defined, or torch's LayerNorm: it too saves x and two numbers a row."""
-        gain, eps = self.vectors[name].to(x.dtype), self.architecture.norm_eps
+    def _norm(self, name: str, dtype: torch.dtype) -> Elementwise:
+        gain, eps = self.vectors[name].to(dtype), self.architecture.norm_eps
         if self.architecture.parts.norm == "layer":
-            return F.layer_norm(x, gain.shape, gain, self.vectors[f"{name}.bias"].to(x.dtype), eps)
-        y: Tensor = RmsNorm.apply(x, gain, eps)  # type: ignore[no-untyped-call]
-        return y
+            return LayerNorm(gain, self.vectors[f"{name}.bias"].to(dtype), eps)
+        return RmsNorm(gain, eps)
 
     def _layer(
-        self, x: Tensor, index: int, packing: Packing, angles: Angles | None, linear: Linear
+        self, x: Tensor, index: int, packing: Packing, angles: Angles | None, linears: Linears
     ) -> Tensor:
-        block = _Block(self, index, linear)
-        mixed = self._attention(block, block.norm("before_attention", x), packing, angles)
-        mixed = block.norm("after_attention", mixed)
+        block = _Block(self, index, linears)
+        mixed = block.normed("after_attention", self._attention(block, x, packing, angles))
+        # In place where it can be: nobody keeps a linear's output.
         if self.architecture.parts.parallel:
-            return x + mixed + self._mlp(block, block.norm("before_mlp", x))
-        x = x + mixed
-        inner = self._mlp(block, block.norm("before_mlp", x))
-        return x + block.norm("after_mlp", inner)
+            return mixed.add_(x).add_(self._mlp(block, x))
+        x = mixed.add_(x)
+        return block.normed("after_mlp", self._mlp(block, x)).add_(x)
 
     def _mlp(self, block: _Block, x: Tensor) -> Tensor:
         arch = self.architecture
-        gate = block.apply("gate", x) if "gate" in arch.family.linears else None
-        return block.apply("down", activate(arch.parts.activation, block.apply("up", x), gate))
+        norm, name = block.norm("before_mlp", x.dtype), arch.parts.activation
+        if "gate" not in arch.family.linears:
+            (up,) = block.apply(("up",), norm, x)
+            return block.apply(("down",), Activated(name), up)[0]
+        gate, up = block.apply(("gate", "up"), norm, x)
+        return block.apply(("down",), Gated(name), gate, up)[0]
 
     def _attention(
         self, block: _Block, x: Tensor, packing: Packing, angles: Angles | None
     ) -> Tensor:
         arch = self.architecture
         q, k, v = self._heads(block, x)
-        q, k = block.norm("query", q), block.norm("key", k)
-        if angles:
-            q = Rotate.apply(q, *angles)  # type: ignore[no-untyped-call]
-            k = Rotate.apply(k, *angles)  # type: ignore[no-untyped-call]
-        window = arch.spans[block.index].window
-        mixed = causal_attention(q, k, v, packing, scale=arch.attention_scale, window=window)
-        return block.apply("o", mixed)
+        mixed = causal_attention(
+            block.normed("query", q),
+            block.normed("key", k),
+            v,
+            packing,
+            angles=angles,
+            scale=arch.attention_scale,
+            window=arch.spans[block.index].window,
+        )
+        return block.apply(("o",), Same(), mixed)[0]
 
     def _heads(self, block: _Block, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each ``[tokens, its heads, head_dim]``."""
         arch = self.architecture
         rows, size = x.shape[0], arch.head_dim
+        norm = block.norm("before_attention", x.dtype)
         if arch.parts.joined is None:
-            return tuple(block.apply(role, x).view(rows, -1, size) for role in ("q", "k", "v"))
-        joined = block.apply("qkv", x)
+            return tuple(y.view(rows, -1, size) for y in block.apply(("q", "k", "v"), norm, x))
+        (joined,) = block.apply(("qkv",), norm, x)
         if arch.parts.joined == "heads":
             return joined.view(rows, arch.heads, 3, size).unbind(2)
         wide, narrow = arch.heads * size, arch.kv_heads * size
@@ -193,21 +187,31 @@ class _Block:
 
     decoder: Decoder
     index: int
-    linear: Linear
+    linears: Linears
 
-    def apply(self, role: Role, x: Tensor) -> Tensor:
-        """Apply a linear and its bias, if it has one."""
+    def apply(
+        self, roles: Sequence[Role], before: Elementwise, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Apply linears of one input, each with its bias, if it has one."""
         arch = self.decoder.architecture
-        name = linear_name(arch, self.index, role)
-        y = self.linear(name, self.decoder.matrices[name], x)
-        if role in arch.parts.biases:
-            y = y.add_(self.decoder.vectors[f"{name}.bias"].to(y.dtype))
-        return y
+        names = [linear_name(arch, self.index, role) for role in roles]
+        matrices = [self.decoder.matrices[name] for name in names]
+        outs = self.linears(names, matrices, before, *inputs)
+        for role, name, y in zip(roles, names, outs, strict=True):
+            if role in arch.parts.biases:
+                y.add_(self.decoder.vectors[f"{name}.bias"].to(y.dtype))
+        return outs
 
-    def norm(self, role: NormRole, x: Tensor) -> Tensor:
-        """Apply a norm where the family has it; else pass x on."""
+    def norm(self, role: NormRole, dtype: torch.dtype) -> Elementwise:
+        """The norm where the family has it; else the identity."""
         arch = self.decoder.architecture
         name = arch.parts.norms.get(role)
         if name is None:
+            return Same()
+        return self.decoder._norm(f"{arch.family.layers}.{self.index}.{name}", dtype)
+
+    def normed(self, role: NormRole, x: Tensor) -> Tensor:
+        """Apply a norm by itself where the family has it; else pass x on."""
+        if role not in self.decoder.architecture.parts.norms:
             return x
-        return self.decoder._norm(f"{arch.family.layers}.{self.index}.{name}", x)
+        return elementwise(self.norm(role, x.dtype), x)

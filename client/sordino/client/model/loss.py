@@ -9,16 +9,20 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sordino.client.model.matrices import Matrix
+from sordino.client.model.scratch import scratch
 
-LOGITS_BYTES = 64 * 2**20  # of one chunk of logits
-HEAD_TILE = 8192  # vocabulary rows that are made dense at once
+LOGITS_BYTES = 8 * 2**20  # of one tile of logits
+WEIGHT_BYTES = 8 * 2**20  # of the vocabulary rows that are made dense for it
 
 
 class RecordCrossEntropy(Function):
     """Sum of weighted token losses for each record; the gradient is taken in the forward.
 
-    The logits of a chunk of tokens are turned in place into their own gradient and multiplied back
-    through the head at once, so what is kept for the backward is one ``[tokens, hidden]`` tensor.
+    The vocabulary is walked once, a tile at a time: the softmax is kept relative to the largest
+    logit so far, and what was gathered is scaled down when a larger one comes (as Milakov and
+    Gimelshein 2018 do for the normalizer, and attention kernels for the mixture). A tile of the
+    head is thus made dense once for both of its products, and what is kept for the backward is
+    one ``[tokens, hidden]`` tensor.
     """
 
     @staticmethod
@@ -31,22 +35,28 @@ class RecordCrossEntropy(Function):
         weights: Tensor,
         records: int,
     ) -> Tensor:
-        losses = hidden.new_zeros(records)
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wants_gradient else None
-        for start, stop in _chunks(hidden.shape[0], head.rows, hidden.element_size()):
-            logits = _logits(hidden[start:stop], head)
-            gold = targets[start:stop, None]
-            normalizer = torch.logsumexp(logits, dim=1, keepdim=True)
-            token_losses = (normalizer - logits.gather(1, gold)).squeeze(1)
-            token_losses.mul_(weights[start:stop])
-            losses.index_add_(0, owners[start:stop], token_losses)
+        gold = head.gather(targets, hidden.dtype)
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        largest = hidden.new_full((hidden.shape[0], 1), -torch.inf)
+        total = torch.zeros_like(largest)
+        for start, stop in _tiles(head, hidden):
+            buffer = scratch("weight", (stop - start, hidden.shape[1]), hidden.dtype)
+            weight = head.tile(start, stop, hidden.dtype, buffer)
+            logits = scratch("logits", (hidden.shape[0], stop - start), hidden.dtype)
+            torch.mm(hidden, weight.t(), out=logits)
+            shrink, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+            shrink.sub_(largest).exp_()
+            logits.sub_(largest).exp_()
+            total.mul_(shrink).add_(logits.sum(1, keepdim=True))
             if gradient is not None:
-                logits.sub_(normalizer).exp_()
-                logits.scatter_add_(1, gold, torch.full_like(normalizer, -1))
-                logits.mul_(weights[start:stop, None])
-                _back_through_head(logits, head, gradient[start:stop])
+                gradient.mul_(shrink).addmm_(logits, weight)
+        losses = hidden.new_zeros(records)
+        of_gold = (hidden * gold).sum(1)
+        normalizers = total.log().add_(largest).squeeze(1)
+        losses.index_add_(0, owners, normalizers.sub_(of_gold).mul_(weights))
         if gradient is not None:
+            weighted = weights[:, None]
+            gradient.mul_(weighted / total).addcmul_(gold, weighted, value=-1)
             ctx.save_for_backward(gradient, owners)
         return losses
 
@@ -90,23 +100,8 @@ def record_loss_sums(
     return sums
 
 
-def _chunks(tokens: int, vocabulary: int, element_size: int) -> list[tuple[int, int]]:
-    size = max(1, LOGITS_BYTES // (vocabulary * element_size))
-    return [(at, min(at + size, tokens)) for at in range(0, tokens, size)]
-
-
-def _tiles(head: Matrix) -> list[tuple[int, int]]:
-    return [(at, min(at + HEAD_TILE, head.rows)) for at in range(0, head.rows, HEAD_TILE)]
-
-
-def _logits(hidden: Tensor, head: Matrix) -> Tensor:
-    logits = hidden.new_empty((hidden.shape[0], head.rows))
-    for start, stop in _tiles(head):
-        logits[:, start:stop] = hidden @ head.tile(start, stop, hidden.dtype).t()
-    return logits
-
-
-def _back_through_head(logits: Tensor, head: Matrix, out: Tensor) -> None:
-    out.zero_()
-    for start, stop in _tiles(head):
-        out.addmm_(logits[:, start:stop], head.tile(start, stop, out.dtype))
+def _tiles(head: Matrix, hidden: Tensor) -> list[tuple[int, int]]:
+    tokens, width = hidden.shape
+    fits = min(LOGITS_BYTES // max(tokens, 1), WEIGHT_BYTES // width) // hidden.element_size()
+    size = max(fits, 1)
+    return [(at, min(at + size, head.rows)) for at in range(0, head.rows, size)]

@@ -33,8 +33,21 @@ class Matrix(Protocol):
         """Return all of it, ``[rows, columns]``; the caller drops it after one use."""
         ...
 
-    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return rows ``start:stop``, for a head too large to be made dense at once."""
+    def tile(
+        self,
+        start: int,
+        stop: int,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return rows ``start:stop``, for a product that takes a few at a time.
+
+        Args:
+            start: First row.
+            stop: After the last; at most `rows`.
+            dtype: Of the result.
+            out: A contiguous ``[stop - start, columns]`` that may be used for it.
+        """
         ...
 
     def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,25 +85,41 @@ class BlockMatrix:
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Dequantize the whole matrix."""
-        raw = self.raw
-        if self.rotary_heads:
-            pairs = raw.view(self.rotary_heads, -1, 2, raw.shape[1])
-            raw = pairs.transpose(1, 2).reshape(raw.shape)
-        return self._dequantize(raw, dtype)
+        return self.tile(0, self.rows, dtype)
 
-    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def tile(
+        self,
+        start: int,
+        stop: int,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Dequantize rows ``start:stop``."""
         if self.rotary_heads:
-            return self.dense(dtype)[start:stop]
-        return self._dequantize(self.raw[start:stop], dtype)
+            return self.gather(torch.arange(start, stop), dtype, out)
+        return self._dequantize(self.raw[start:stop], dtype, out)
 
-    def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def gather(
+        self, ids: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+    ) -> Tensor:
         """Dequantize the named rows only."""
-        return self._dequantize(self.raw[ids], dtype)
+        return self._dequantize(self.raw[self._stored(ids)], dtype, out)
 
-    def _dequantize(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        values = self.format.dequantize(raw.reshape(-1, self.format.bytes))
-        return values.view(raw.shape[0], self.columns).to(dtype)
+    def _stored(self, ids: Tensor) -> Tensor:
+        """Where rows lie in the file: in rotary order the two halves of a head alternate."""
+        if not self.rotary_heads:
+            return ids
+        size = self.rows // self.rotary_heads
+        head, place = ids // size * size, ids % size
+        return head + 2 * (place % (size // 2)) + place // (size // 2)
+
+    def _dequantize(self, raw: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+        blocks = raw.reshape(-1, self.format.bytes)
+        if out is None or dtype != torch.float32:
+            dense = self.format.dequantize(blocks).view(-1, self.columns)
+            return dense.to(dtype) if out is None else out.copy_(dense)
+        self.format.dequantize(blocks, out.view(-1, self.format.values))
+        return out
 
 
 @dataclass(frozen=True)
@@ -124,9 +153,19 @@ class Int8Matrix:
         """Dequantize the whole matrix."""
         return self.tile(0, self.rows, dtype)
 
-    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def tile(
+        self,
+        start: int,
+        stop: int,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Dequantize rows ``start:stop``."""
-        return self.codes[start:stop].float().mul_(self.scales[start:stop]).to(dtype)
+        if out is None:
+            out = torch.empty((stop - start, self.columns), dtype=dtype)
+        if dtype == torch.float32:
+            return out.copy_(self.codes[start:stop]).mul_(self.scales[start:stop])
+        return out.copy_(self.tile(start, stop))
 
     def gather(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Dequantize the named rows only."""

@@ -39,7 +39,13 @@ class Nf4Matrix:
         """Dequantize the whole matrix."""
         return self.tile(0, self.rows, dtype)
 
-    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def tile(
+        self,
+        start: int,
+        stop: int,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Dequantize rows ``start:stop``, which may begin and end within a block."""
         first, last = start * self.columns, min(stop, self.rows) * self.columns
         block, end = first // BLOCK, -(-last // BLOCK)
@@ -48,6 +54,7 @@ class Nf4Matrix:
             self.scales[block:end],
             min(end * BLOCK, self.rows * self.columns) - block * BLOCK,
         )
+        del out  # bitsandbytes makes a tensor of its own
         rows = values[first - block * BLOCK : last - block * BLOCK]
         return rows.view(-1, self.columns).to(dtype)
 
