@@ -11,7 +11,7 @@ from gguf import quants
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sordino.client.model.functions import pack
-from support import llama_files
+from support import blocks, llama_files
 
 _LLAMA = {
     "hidden_size": 64,
@@ -259,7 +259,7 @@ def _add(writer, name, weight, case, kind) -> None:
         array = llama_files.permute(array, heads)
     dense = weight.dim() == 1 or name == "position_embd.weight"
     qtype = gguf.GGMLQuantizationType["F32" if dense else kind]
-    data = quants.quantize(array, qtype)
+    data = blocks.quantize(array, qtype)
     writer.add_tensor(name, data, raw_dtype=qtype)
     back = quants.dequantize(data, qtype).reshape(array.shape)
     if heads:
