@@ -13,14 +13,11 @@ SCALE_FIELDS = {  # where each format keeps its float16 fields
     "Q4_K": (0, 2),
     "Q6_K": (208,),
 }
-# Of a float16: zeros, subnormals and the smallest normal, the largest, infinities, NaNs that are
-# quiet and signalling, each with both signs; then ordinary ones.
-ODD_HALVES = np.array(
-    [0x0000, 0x0001, 0x01FF, 0x03FF, 0x0400, 0x0401, 0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7FFF]
-    + [0x8000, 0x8001, 0x81FF, 0x83FF, 0x8400, 0x8401, 0xFBFF, 0xFC00, 0xFC01, 0xFDFF, 0xFE00]
-    + [0xFFFF, 0x3C00, 0xBC00, 0x2E66, 0xAE66],
-    np.uint16,
-)
+# Of a float16: zero, subnormals and the smallest normal, the largest, infinity, NaNs that signal
+# and that don't, ordinary ones; then the same with the other sign.
+_MAGNITUDES = (0, 1, 0x1FF, 0x3FF, 0x400, 0x401, 0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7FFF)
+_MAGNITUDES += (0x3C00, 0x2E66)
+ODD_HALVES = np.array([m | sign for sign in (0, 0x8000) for m in _MAGNITUDES], np.uint16)
 
 
 def random_blocks(name: str, blocks: int, seed: int = 0) -> np.ndarray:

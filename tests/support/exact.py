@@ -18,12 +18,12 @@ import pytest
 import torch
 from peft import PeftModel
 
+from sordino.client import train
 from sordino.client.adapter_files import load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder
 from sordino.client.model.matrices import Matrix
 from sordino.client.model.store import open_base, resolve_model
-from sordino.client.train import Observations, backward, train_round
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import LoraConfig, ModelConfig, PerformanceConfig, TrainConfig
 from sordino.privacy.plan import Plan, RoundMechanism
@@ -224,7 +224,7 @@ def samples_of(
     adapter = LoraAdapter(
         reference.tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype
     )
-    losses = backward(decoder, adapter, records, recompute=recompute, dtype=dtype)
+    losses = train.backward(decoder, adapter, records, recompute=recompute, dtype=dtype)
     assert set(adapter.parameters) == set(trained)
     return losses, {n: p.grad_sample for n, p in adapter.parameters.items()}
 
@@ -268,7 +268,7 @@ class Round:
 
     sums: list[dict[str, torch.Tensor]]
     update: dict[str, np.ndarray]
-    seen: Observations
+    seen: train.Observations
 
 
 def round_of(
@@ -290,7 +290,7 @@ def round_of(
         folder, source or Still(), clip_norm=clip_norm, divisor=DIVISOR, steps_per_round=steps
     )
     with sums_before_noise() as sums:
-        update, seen = train_round(
+        update, seen = train.train_round(
             decoder,
             reference.tensors,
             trained,
