@@ -137,7 +137,7 @@ def write_gguf(path: Path, case: str, made, kind: str) -> Path:
 
     The model is left with the weights that the file has, dequantized by the `gguf` library.
     """
-    name = _NAMES_IN_GGUF.get(case, case)
+    name = name_in_gguf(case)
     writer = gguf.GGUFWriter(path, name)
     _add_sizes(writer, name, made.config)
     llama_files._add_tokenizer(writer, {"bos_token_id": 257, "eos_token_id": 258})
@@ -154,6 +154,11 @@ def write_gguf(path: Path, case: str, made, kind: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def name_in_gguf(case: str) -> str:
+    """What GGUF calls the architecture of a case."""
+    return _NAMES_IN_GGUF.get(case, case)
 
 
 def llama3_divisors(head_dim: int) -> np.ndarray:
