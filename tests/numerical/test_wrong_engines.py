@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import exact
 from support.exact import RECORDS, TOLERANCE
+from support.faults import samples_changed_by, token_mean
 
 from sordino.client import train
 from sordino.client.lora import LoraAdapter
@@ -50,30 +51,6 @@ def compare_sum(model, reference, folder, dtype=torch.float64, micro_batch=3):
             performance=PerformanceConfig(micro_batch=micro_batch),
         )
     exact.assert_same_sum(done.sums[0], reference, clip_norm, TOLERANCE[dtype])
-
-
-def samples_changed_by(change):
-    """The honest backward, after which `change` gets at the parameters' per-record gradients."""
-
-    def patch(monkeypatch):
-        honest = train.backward
-
-        def backward(decoder, adapter, records, **settings):
-            losses = honest(decoder, adapter, records, **settings)
-            for parameter in adapter.parameters.values():
-                change(parameter.grad_sample, records)
-            return losses
-
-        monkeypatch.setattr(train, "backward", backward)
-
-    return patch
-
-
-def token_mean(sample, records):
-    """The mean over the batch's tokens weighs each record by its length."""
-    counts = torch.tensor([int(r.targets_mask[1:].sum()) for r in records], dtype=sample.dtype)
-    weights = counts * len(counts) / counts.sum()
-    sample.mul_(weights.view(-1, *[1] * (sample.dim() - 1)))
 
 
 def swapped(sample, records):

@@ -166,7 +166,7 @@ def test_each_setting_by_itself(chosen):
 
 
 @given(combinations)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_settings_together(chosen):
     check(chosen)
 

@@ -183,8 +183,10 @@ class PoisonedRows:
     matrix: Matrix
 
     def gather(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        rows = self.matrix.gather(ids, dtype)
-        return rows.masked_fill((ids == POISON)[:, None], torch.nan)
+        bad = ids == POISON  # which may lie beyond the vocabulary
+        return self.matrix.gather(ids.masked_fill(bad, 0), dtype).masked_fill(
+            bad[:, None], torch.nan
+        )
 
     def __getattr__(self, name: str):
         return getattr(self.matrix, name)
