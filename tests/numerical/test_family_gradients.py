@@ -3,12 +3,11 @@
 The reference sees one record at a time, through the adapter that we saved and PEFT loaded.
 """
 
-import copy
-
 import pytest
 import torch
 from peft import PeftModel
 from support import families, tiny
+from support.exact import TARGETS, copy_of, one_at_a_time
 from support.families import CONFIGS
 
 from sordino.client.adapter_files import load_adapter, save_adapter
@@ -19,7 +18,6 @@ from sordino.core.adapters import adapter_manifest
 from sordino.core.config import LoraConfig, ModelConfig
 
 RECORDS = [tiny.record(12, 1), tiny.record(3, 2), tiny.record(30, 3, masked=20)]
-TARGETS = {"attention": ("attention",), "mlp": ("mlp",), "all": ("attention", "mlp")}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -44,28 +42,8 @@ def setting(opened, which, folder):
     save_adapter(folder, tiny.adapter_tensors(manifest, scale=0.2), lora, "sordino/tiny")
     saved = load_adapter(folder, manifest)
     # PEFT puts its layers into the model that it is given.
-    adapted = PeftModel.from_pretrained(_copy(made, decoder), folder, is_trainable=True).double()
+    adapted = PeftModel.from_pretrained(copy_of(made, decoder), folder, is_trainable=True).double()
     return decoder, saved, adapted.eval()
-
-
-def _copy(made, decoder):
-    for module in made.modules():  # bound closures would go on pointing at the first model
-        module.__dict__.pop("forward", None)
-    twin = copy.deepcopy(made)
-    families.make_exact(twin, decoder)
-    return twin
-
-
-def reference(adapted, one):
-    ids = torch.from_numpy(one.ids).long()
-    logits = adapted(input_ids=ids[None]).logits[0]
-    losses = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
-    loss = losses[torch.from_numpy(one.targets_mask[1:])].mean()
-    named = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-    gradients = torch.autograd.grad(loss, list(named.values()))
-    return loss.item(), {
-        name.replace(".default", ""): g for name, g in zip(named, gradients, strict=True)
-    }
 
 
 @pytest.mark.parametrize("which", TARGETS)
@@ -81,7 +59,7 @@ def test_per_record_gradients(opened, which, tmp_path):
     for name, kept in ours[False].items():
         assert torch.equal(kept, ours[True][name])
     for i, one in enumerate(RECORDS):
-        loss, gradients = reference(adapted, one)
+        loss, gradients = one_at_a_time(adapted, one)
         assert losses[i].item() == pytest.approx(loss, rel=1e-12)
         assert gradients.keys() == ours[False].keys()
         for name, gradient in gradients.items():

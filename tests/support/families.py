@@ -11,7 +11,7 @@ from gguf import quants
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sordino.client.model.packing import pack
-from support import llama_files
+from support import blocks, llama_files
 
 _LLAMA = {
     "hidden_size": 64,
@@ -137,7 +137,7 @@ def write_gguf(path: Path, case: str, made, kind: str) -> Path:
 
     The model is left with the weights that the file has, dequantized by the `gguf` library.
     """
-    name = _NAMES_IN_GGUF.get(case, case)
+    name = name_in_gguf(case)
     writer = gguf.GGUFWriter(path, name)
     _add_sizes(writer, name, made.config)
     llama_files._add_tokenizer(writer, {"bos_token_id": 257, "eos_token_id": 258})
@@ -154,6 +154,11 @@ def write_gguf(path: Path, case: str, made, kind: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def name_in_gguf(case: str) -> str:
+    """What GGUF calls the architecture of a case."""
+    return _NAMES_IN_GGUF.get(case, case)
 
 
 def llama3_divisors(head_dim: int) -> np.ndarray:
@@ -259,7 +264,7 @@ def _add(writer, name, weight, case, kind) -> None:
         array = llama_files.permute(array, heads)
     dense = weight.dim() == 1 or name == "position_embd.weight"
     qtype = gguf.GGMLQuantizationType["F32" if dense else kind]
-    data = quants.quantize(array, qtype)
+    data = blocks.quantize(array, qtype)
     writer.add_tensor(name, data, raw_dtype=qtype)
     back = quants.dequantize(data, qtype).reshape(array.shape)
     if heads:

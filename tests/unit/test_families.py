@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import json
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -11,13 +12,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support import families, llama_files, tiny
 from support.families import CONFIGS, IN_GGUF
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from sordino.client.adapter_files import load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model import ropes
 from sordino.client.model.architecture import architecture_of
-from sordino.client.model.gguf_config import corrected
 from sordino.client.model.packing import pack
+from sordino.client.model.gguf_config import corrected
+from sordino.client.model.gguf_names import GGUF_TYPES
 from sordino.client.model.store import open_base, resolve_model
 from sordino.core import adapters
 from sordino.core import families as core_families
@@ -59,6 +62,29 @@ def test_a_gguf_file_gives_the_dequantized_models_logits(tmp_path, case, kind):
     file = families.write_gguf(tmp_path / "tiny.gguf", case, made, kind)
     decoder = open_at(file, tmp_path / "cache")
     assert decoder.architecture.tied == made.config.tie_word_embeddings
+    assert families.worst_logit(decoder, made) <= TOLERANCE
+
+
+def test_every_family_that_both_libraries_read_from_gguf_is_among_the_cases():
+    """GPT-NeoX isn't: `gguf` has a name for it, transformers can't read it."""
+    known = set(gguf.MODEL_ARCH_NAMES.values()) & set(GGUF_CONFIG_MAPPING)
+    ours = {kind.removesuffix("_text").replace("_", "") for kind in core_families.FAMILIES}
+    assert known & ours == set(GGUF_TYPES)
+    assert {families.name_in_gguf(case) for case in IN_GGUF} == set(GGUF_TYPES)
+    assert {config["model_type"] for config in CONFIGS.values()} | {"mobilellm"} == set(
+        core_families.FAMILIES
+    )
+
+
+def test_a_mobilellm_folder_gives_the_dequantized_models_logits(tmp_path):
+    made = families.model("llama", tie_word_embeddings=True)
+    folder = families.write_folder(tmp_path / "hf", made)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mobilellm", "share_embedding": True, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    decoder = open_at(folder, tmp_path / "cache")
+    assert decoder.architecture.tied
+    families.put_weights(made, decoder)
     assert families.worst_logit(decoder, made) <= TOLERANCE
 
 
@@ -189,6 +215,23 @@ def test_a_gguf_architecture_is_refused_by_name(tmp_path):
     file.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", 1))
     with pytest.raises(ModelError, match="'mamba' is not supported: supported are llama, qwen2"):
         open_at(file, tmp_path / "cache")
+
+
+def test_a_block_type_is_refused_with_its_tensors_name(tmp_path):
+    file = llama_files.write_gguf(tmp_path / "tiny.gguf", "Q5_0")
+    with pytest.raises(ModelError, match=r"Q5_0 of tensor \S+ is not supported.*F32, F16, BF16"):
+        open_at(file, tmp_path / "cache")
+
+
+def test_a_gguf_layer_is_refused_by_name(tmp_path):
+    """Query norms, which a llama hasn't: left out, the model would be another one."""
+    file = llama_files.write_gguf(tmp_path / "tiny.gguf", "F32")
+    files = resolve_model(ModelConfig(name=str(file)), tmp_path / "cache")
+    norm = next(t for t in files.index.tensors if t.name == "blk.0.attn_norm.weight")
+    more = dataclasses.replace(norm, name="blk.0.attn_q_norm.weight")
+    index = dataclasses.replace(files.index, tensors=(*files.index.tensors, more))
+    with pytest.raises(ModelError, match=r"blk\.0\.attn_q_norm.*not supported.*attn_norm"):
+        open_base(dataclasses.replace(files, index=index))
 
 
 @pytest.mark.parametrize(
