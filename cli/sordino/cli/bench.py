@@ -12,7 +12,7 @@ from rich.console import Console
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
-_PACKAGES = ("sordino", "torch", "opacus", "peft", "transformers", "numpy")
+PACKAGES = ("sordino", "torch", "opacus", "peft", "transformers", "numpy")
 
 
 @app.callback()
@@ -84,5 +84,5 @@ def describe() -> dict[str, Any]:
         "schema": "sordino.bench-step/1",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": asdict(read_machine()),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
     }

@@ -37,15 +37,8 @@ def _variants(result: Result) -> Table:
         box=SIMPLE_HEAD,
     )
     table.add_column("variant", no_wrap=True)
-    for name in (
-        "s",
-        "tokens\n/s",
-        "torch\npeak",
-        "RSS\npeak",
-        "RSS\nwarm",
-        "base",
-        "loss\nbefore",
-    ):
+    columns = ("s", "CPU\ns", "tokens\n/s", "torch\npeak", "RSS\npeak", "RSS\nwarm", "base")
+    for name in (*columns, "loss\nbefore"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.measured:
         table.add_row(*_cells(one))
@@ -56,11 +49,12 @@ def _cells(one: Measured) -> Sequence[str]:
     return (
         one.variant.name,
         f"{one.median_s:.3f}",
+        f"{statistics.median(one.cpu_seconds):.3f}",
         f"{one.tokens_per_s:.0f}",
         f"{one.torch_peak_mb:.0f}",
         _mb(one.rss_peak_mb),
         _mb(one.rss_warm_peak_mb),
-        f"{one.base_mb:.0f} {one.quantization}",
+        f"{one.base_mb:.0f}",
         f"{one.start_loss:.4f}",
     )
 
@@ -71,7 +65,7 @@ def _mb(value: float | None) -> str:
 
 def _ratios(result: Result) -> Table:
     table = Table(title=f"Time: {result.ratio_method}", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("ratio", "median", "interval", "target", ""):
+    for name in ("ratio", "median", "interval", "target", "", "by CPU time"):
         table.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
     for one in result.ratios:
         table.add_row(
@@ -80,6 +74,7 @@ def _ratios(result: Result) -> Table:
             f"{one.low:.3f} to {one.high:.3f}",
             "" if one.limit is None else f"≤ {one.limit:.2f}",
             one.verdict,
+            f"{one.cpu_median:.3f}",
         )
     return table
 

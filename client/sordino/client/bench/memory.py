@@ -37,9 +37,9 @@ def mapped_bytes(file: Path, smaps: Path = Path("/proc/self/smaps")) -> dict[str
 
     Returns:
         Bytes: ``Rss`` are its resident pages, ``Pss`` the same with each page shared by n
-        processes counted as 1/n, ``Private_Dirty`` its own changed copies.
+        processes counted as 1/n, ``Anonymous`` its own changed copies.
     """
-    totals = {"Rss": 0, "Pss": 0, "Private_Dirty": 0}
+    totals = {"Rss": 0, "Pss": 0, "Anonymous": 0}
     mine = False
     for line in smaps.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sordino.client.bench.workload import Variant
 from sordino.sim.bench.catalogue import PRIVATE, Target
-from sordino.sim.bench.ratios import Ratio, paired_ratio
+from sordino.sim.bench.ratios import Ratio, Times, paired_ratio
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,11 @@ class WithinBudget:
     ratio: Ratio | None
 
 
-class Weighed(Protocol):
+class Weighed(Times, Protocol):
     """A variant's times and peak."""
 
     @property
     def variant(self) -> Variant: ...  # noqa: D102
-
-    @property
-    def seconds(self) -> tuple[float, ...]: ...  # noqa: D102
 
     @property
     def median_s(self) -> float: ...  # noqa: D102
@@ -74,5 +71,5 @@ def _within(budget: Budget, aggregation: str, settings: Sequence[Weighed]) -> Wi
     ratio = None
     if best is not None:
         target = Target(best.variant.name, fastest.variant.name, budget.limit)
-        ratio = paired_ratio(target, best.seconds, fastest.seconds)
+        ratio = paired_ratio(target, best, fastest)
     return WithinBudget(aggregation=aggregation, torch_peak_mb=budget.torch_peak_mb, ratio=ratio)

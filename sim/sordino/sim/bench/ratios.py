@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Literal
+from typing import Literal, Protocol
 
 from sordino.sim.bench.catalogue import Target
 
@@ -22,11 +22,13 @@ class Ratio:
     Attributes:
         of: The variant above the line.
         to: The variant below it.
-        median: Of the rounds' own ratios.
+        median: Of the rounds' own ratios, by the clock.
         low: Lower end of the interval.
         high: Upper end.
         coverage: At least how often such an interval holds the true median.
         limit: The most it should be.
+        cpu_median: The same of the seconds that the processes were computing: close to `median`
+            where they had the machine to themselves, and steadier where they had not.
         verdict: Whether the whole interval is within the limit, or beyond it; ``can't tell`` where
             it holds the limit, or too few rounds were run for an interval.
     """
@@ -37,27 +39,33 @@ class Ratio:
     low: float
     high: float
     coverage: float
+    cpu_median: float
     limit: float | None
     verdict: Verdict
 
 
-def ratios(seconds: Mapping[str, Sequence[float]], targets: Iterable[Target]) -> list[Ratio]:
-    """The targets' ratios of those variants that were measured.
+class Times(Protocol):
+    """A variant's steps, one a round, in the same order for all variants."""
 
-    Args:
-        seconds: Each variant's times, one a round, in the same order for all.
-        targets: Which ratios.
-    """
+    @property
+    def seconds(self) -> Sequence[float]: ...  # noqa: D102
+
+    @property
+    def cpu_seconds(self) -> Sequence[float]: ...  # noqa: D102
+
+
+def ratios(times: Mapping[str, Times], targets: Iterable[Target]) -> list[Ratio]:
+    """The targets' ratios of those variants that were measured, by name."""
     return [
-        paired_ratio(target, seconds[target.of], seconds[target.to])
+        paired_ratio(target, times[target.of], times[target.to])
         for target in targets
-        if target.of in seconds and target.to in seconds
+        if target.of in times and target.to in times
     ]
 
 
-def paired_ratio(target: Target, above: Sequence[float], below: Sequence[float]) -> Ratio:
+def paired_ratio(target: Target, above: Times, below: Times) -> Ratio:
     """One ratio: what slows a whole round down is in both of its times, and cancels."""
-    pairs = [a / b for a, b in zip(above, below, strict=True)]
+    pairs = _pairs(above.seconds, below.seconds)
     low, high, coverage = median_interval(pairs)
     return Ratio(
         of=target.of,
@@ -66,6 +74,7 @@ def paired_ratio(target: Target, above: Sequence[float], below: Sequence[float])
         low=low,
         high=high,
         coverage=coverage,
+        cpu_median=statistics.median(_pairs(above.cpu_seconds, below.cpu_seconds)),
         limit=target.limit,
         verdict=verdict(low, high, coverage, target.limit),
     )
@@ -98,3 +107,7 @@ def verdict(low: float, high: float, coverage: float, limit: float | None) -> Ve
     if coverage < LEVEL or low <= limit < high:
         return "can't tell"
     return "met" if high <= limit else "missed"
+
+
+def _pairs(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]

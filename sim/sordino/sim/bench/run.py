@@ -62,7 +62,8 @@ class Measured:
 
     Attributes:
         variant: What ran.
-        seconds: Of each round's step, in the rounds' order.
+        seconds: Of each round's step by the clock, in the rounds' order.
+        cpu_seconds: Those of them that the process was computing, in all threads.
         median_s: Their median.
         tokens_per_s: The batch's tokens over it.
         torch_peak_mb: Most that torch's allocator held in a step, over what it held before.
@@ -80,6 +81,7 @@ class Measured:
 
     variant: Variant
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     median_s: float
     tokens_per_s: float
     torch_peak_mb: float
@@ -168,18 +170,18 @@ def run(request: Request, cache: Path, progress: Progress | None = None) -> Resu
                 told.advance()
         for pool in pools.values():
             _call(pool, "end_warm_up")
-        order, seconds = _rounds(request, pools, told)
+        order, times = _rounds(request, pools, told)
         told.phase("memory", len(pools))
         measured = []
         for variant in request.variants:
             facts = _call(pools[variant.name], "weigh")
-            measured.append(_measured(request.work, variant, seconds[variant.name], facts))
+            measured.append(_measured(request.work, variant, times[variant.name], facts))
             told.advance()
     return Result(
         request=request,
         measured=tuple(measured),
         order=tuple(order),
-        ratios=tuple(ratios(seconds, TARGETS)),
+        ratios=tuple(ratios({m.variant.name: m for m in measured}, TARGETS)),
         ratio_method=METHOD,
         budgets=tuple(within_budgets(measured)),
         around=around,
@@ -189,19 +191,20 @@ def run(request: Request, cache: Path, progress: Progress | None = None) -> Resu
 
 def _rounds(
     request: Request, pools: Mapping[str, WorkerPool], told: Progress
-) -> tuple[list[tuple[str, ...]], dict[str, list[float]]]:
+) -> tuple[list[tuple[str, ...]], dict[str, list[tuple[float, float]]]]:
     shuffler = random.Random(request.seed)  # noqa: S311  (an order, not a secret)
     order: list[tuple[str, ...]] = []
-    seconds: dict[str, list[float]] = {name: [] for name in pools}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in pools}
     told.phase("rounds", request.rounds * len(pools))
     for _ in range(request.rounds):
         names = list(pools)
         shuffler.shuffle(names)
         order.append(tuple(names))
         for name in names:
-            seconds[name].append(_call(pools[name], "step"))
+            wall, cpu = _call(pools[name], "step")
+            times[name].append((wall, cpu))
             told.advance()
-    return order, seconds
+    return order, times
 
 
 @contextmanager
@@ -239,7 +242,7 @@ def _around(request: Request, cache: Path, told: Progress) -> Around:
         file_mb=size / 1e6,
         shared_pss_mb=tuple(share["Pss"] / 1e6 for share in shares),
         shared_rss_mb=tuple(share["Rss"] / 1e6 for share in shares),
-        shared_private_mb=tuple(share["Private_Dirty"] / 1e6 for share in shares),
+        shared_private_mb=tuple(share["Anonymous"] / 1e6 for share in shares),
         cold_imports_s=tuple(c["imports_s"] for c in cold),
         cold_to_first_step_s=tuple(c["to_first_step_s"] for c in cold),
         heavy_modules=tuple(cold[0]["heavy_modules"]),
@@ -300,12 +303,17 @@ def _bytes(path: Path) -> bytes:
 
 
 def _measured(
-    work: Workload, variant: Variant, seconds: Sequence[float], facts: Mapping[str, Any]
+    work: Workload,
+    variant: Variant,
+    times: Sequence[tuple[float, float]],
+    facts: Mapping[str, Any],
 ) -> Measured:
+    seconds, cpu_seconds = zip(*times, strict=True)
     median = statistics.median(seconds)
     return Measured(
         variant=variant,
-        seconds=tuple(seconds),
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
         median_s=median,
         tokens_per_s=work.batch * work.tokens / median,
         torch_peak_mb=facts["torch_peak_bytes"] / 1e6,
