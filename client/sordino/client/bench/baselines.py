@@ -39,7 +39,7 @@ class PeftStep:
             raise ConfigError(
                 expected("variant", variant.name, "to train A and B without checkpointing")
             )
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         files = resolve_model(ModelConfig(name=work.model), cache)
         model = AutoModelForCausalLM.from_pretrained(dequantized(files, cache), dtype=torch.float32)
         self.base_bytes = sum(p.nbytes for p in model.parameters())
@@ -65,7 +65,7 @@ class PeftStep:
 
     def step(self) -> None:
         """One step."""
-        self.loss().backward()  # type: ignore[no-untyped-call]
+        self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

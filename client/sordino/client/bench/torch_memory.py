@@ -18,7 +18,7 @@ def torch_peak(step: Callable[[], object]) -> int:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
-    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = seen.profiler.kineto_results.events()
     return peak_of((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
 
 

@@ -34,7 +34,7 @@ class Workload:
     tokens: int = 128
     batch: int = 8
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     learning_rate: float = 1e-4
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
@@ -47,7 +47,7 @@ class Workload:
 
     def lora(self, aggregation: Literal["ffa", "fedit"]) -> LoraConfig:
         """The adapter's settings."""
-        return LoraConfig(aggregation=aggregation, rank=self.rank, alpha=self.alpha)
+        return LoraConfig(aggregation=aggregation, rank=self.rank, alpha=float(self.alpha))
 
 
 @dataclass(frozen=True, kw_only=True)
