@@ -25,7 +25,10 @@ class Machine:
     Attributes:
         system: Operating system and its version.
         processor: The processor's instruction set.
-        cores: Those that this process may use.
+        model: The processor's name, where the kernel knows it.
+        cores: Logical ones that this process may use.
+        threads_per_core: Logical ones that share the units of one; None where it isn't known.
+        governor: How the kernel chooses the clock rate; empty where it isn't known.
         features: Vector and bf16 units that it has.
         memory_mb: Installed.
         available_mb: What could be used now without swapping.
@@ -34,7 +37,10 @@ class Machine:
 
     system: str
     processor: str
+    model: str
     cores: int
+    threads_per_core: int | None
+    governor: str
     features: tuple[str, ...]
     memory_mb: int
     available_mb: int
@@ -51,7 +57,10 @@ def read_machine(root: Path = Path("/")) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         processor=platform.machine(),
+        model=_fields(root / "proc/cpuinfo").get("model name", ""),
         cores=len(os.sched_getaffinity(0)),
+        threads_per_core=_threads_per_core(root / "sys/devices/system/cpu/cpu0"),
+        governor=_word(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         features=_features(root / "proc/cpuinfo"),
         memory_mb=_megabytes(memory.get("MemTotal")),
         available_mb=_megabytes(memory.get("MemAvailable")),
@@ -76,6 +85,15 @@ def _features(cpuinfo: Path) -> tuple[str, ...]:
     fields = _fields(cpuinfo)
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return tuple(name for name, flag in _FEATURES.items() if flag in flags)
+
+
+def _threads_per_core(cpu: Path) -> int | None:
+    """How many are listed, as in ``0-1`` or ``0,4``."""
+    listed = _word(cpu / "topology/thread_siblings_list")
+    if not listed:
+        return None
+    spans = [[int(n) for n in part.split("-")] for part in listed.split(",")]
+    return sum(span[-1] - span[0] + 1 for span in spans)
 
 
 def _megabytes(kilobytes: str | None) -> int:

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import budget, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import bench, budget, claim, demo, doctor, ledger, models, policy, simulate
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
+app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(models.app, name="models")

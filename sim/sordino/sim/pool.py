@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as mp
@@ -72,12 +72,21 @@ class WorkerPool:
         workers: How many processes.
         threads: Threads that each may use for arithmetic.
         setup: A call that each worker makes once, before its first job.
+        return_freed_memory: Large blocks go back to the system when they are freed. Without, as
+            glibc would have it.
     """
 
-    def __init__(self, workers: int, *, threads: int = 1, setup: Job | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        threads: int = 1,
+        setup: Job | None = None,
+        return_freed_memory: bool = True,
+    ) -> None:
         if workers < 1:
             raise ConfigError(expected("workers", workers, ">= 1"))
-        self._threads = threads
+        self._environment = _environment(threads, return_freed_memory)
         self._setup = setup
         self._queue: deque[Job] = deque()
         self._false_starts = 0
@@ -145,7 +154,7 @@ class WorkerPool:
         process = _CONTEXT.Process(
             target=_serve, args=(theirs, self._setup), daemon=True, name="sordino-worker"
         )
-        with _environment(self._threads):
+        with _in_environment(self._environment):
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -206,17 +215,23 @@ class _Worker:
         self.forgotten = False
 
 
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
+def _environment(threads: int, return_freed_memory: bool) -> dict[str, str]:
     """What a worker must find in its environment before it imports anything."""
     values = {
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        # glibc keeps freed activations otherwise: 0.5-0.9 GB a worker.
-        "MALLOC_MMAP_THRESHOLD_": "1048576",
     }
+    if return_freed_memory:
+        # glibc keeps freed activations otherwise: 0.5-0.9 GB a worker.
+        values["MALLOC_MMAP_THRESHOLD_"] = "1048576"
+    return values
+
+
+@contextmanager
+def _in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Give what is started within the block these variables; put ours back after."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

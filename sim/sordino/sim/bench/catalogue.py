@@ -1,0 +1,110 @@
+"""The variants that can be measured, by name, and which ratios matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sordino.client.bench.workload import Variant
+from sordino.core.errors import ConfigError, expected
+
+PLAIN = "sordino.client.bench.ours:plain"
+PRIVATE = "sordino.client.bench.ours:private"
+_BASELINES = "sordino.client.bench.baselines"
+
+MAIN = (
+    Variant(name="peft", make=f"{_BASELINES}:peft", about="PEFT, fp32, no privacy (P)"),
+    Variant(name="hooks", make=f"{_BASELINES}:hooks", about="PEFT with Opacus hooks (H)"),
+    Variant(name="ghost", make=f"{_BASELINES}:ghost", about="PEFT with Opacus ghost clipping (G)"),
+    Variant(name="plain", make=PLAIN, allocator="mmap", about="our engine, no privacy (O)"),
+    Variant(name="private", make=PRIVATE, allocator="mmap", about="our engine, private (S)"),
+    Variant(
+        name="plain-ffa",
+        make=PLAIN,
+        allocator="mmap",
+        aggregation="ffa",
+        about="O, only B trained",
+    ),
+    Variant(
+        name="private-ffa",
+        make=PRIVATE,
+        allocator="mmap",
+        aggregation="ffa",
+        about="S, only B trained",
+    ),
+)
+
+
+def _setting(aggregation: str, micro_batch: int, checkpoint: bool) -> Variant:
+    return Variant(
+        name=f"{aggregation}-m{micro_batch}{'-ckpt' if checkpoint else ''}",
+        make=PRIVATE,
+        allocator="mmap",
+        aggregation="ffa" if aggregation == "ffa" else "fedit",
+        micro_batch=micro_batch,
+        checkpoint=checkpoint,
+        about=f"S, {aggregation}, {micro_batch} at once{', recomputed' if checkpoint else ''}",
+    )
+
+
+SETTINGS = tuple(
+    _setting(aggregation, micro_batch, checkpoint)
+    for aggregation in ("fedit", "ffa")
+    for micro_batch in (8, 4, 2, 1)
+    for checkpoint in (False, True)
+)
+# Whether a difference is the allocator's: each side in the other's environment.
+ALLOCATOR = (
+    Variant(
+        name="peft-mmap",
+        make=f"{_BASELINES}:peft",
+        allocator="mmap",
+        about="P with our allocator threshold",
+    ),
+    Variant(name="plain-glibc", make=PLAIN, about="O with glibc's own threshold"),
+    Variant(name="private-glibc", make=PRIVATE, about="S with glibc's own threshold"),
+)
+GROUPS = {"main": MAIN, "settings": SETTINGS, "allocator": ALLOCATOR}
+_KNOWN = {variant.name: variant for group in GROUPS.values() for variant in group}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio of two variants' times that is printed, and the most that it should be, if any."""
+
+    of: str
+    to: str
+    limit: float | None = None
+
+
+TARGETS = (
+    Target("private", "plain", 1.05),
+    Target("private", "peft", 0.85),
+    Target("private", "hooks", 0.80),
+    Target("private", "ghost", 0.60),
+    Target("plain", "peft"),
+    Target("hooks", "peft"),
+    Target("ghost", "peft"),
+    Target("private-ffa", "plain-ffa", 1.05),
+    Target("private-ffa", "peft"),
+    Target("private-ffa", "private"),
+    Target("private-glibc", "private"),
+    Target("plain-glibc", "plain"),
+    Target("peft-mmap", "peft"),
+)
+
+
+def choose(names: Iterable[str]) -> tuple[Variant, ...]:
+    """The variants of some names and groups, each once, in their order.
+
+    Raises:
+        ConfigError: A name is neither a variant nor a group.
+    """
+    chosen: dict[str, Variant] = {}
+    for name in names:
+        if name not in _KNOWN and name not in GROUPS:
+            known = ", ".join([*GROUPS, *_KNOWN])
+            raise ConfigError(expected("variant", name, f"to be one of {known}"))
+        for variant in GROUPS.get(name) or (_KNOWN[name],):
+            chosen[variant.name] = variant
+    return tuple(chosen.values())
