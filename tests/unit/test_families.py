@@ -18,9 +18,9 @@ from sordino.client.adapter_files import load_adapter, save_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model import ropes
 from sordino.client.model.architecture import architecture_of
-from sordino.client.model.packing import pack
 from sordino.client.model.gguf_config import corrected
 from sordino.client.model.gguf_names import GGUF_TYPES
+from sordino.client.model.packing import pack
 from sordino.client.model.store import open_base, resolve_model
 from sordino.core import adapters
 from sordino.core import families as core_families
