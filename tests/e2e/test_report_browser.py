@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.ledgers import claimed
 
 from sordino.server.report import from_json, render_html
 
@@ -71,6 +72,17 @@ def test_nothing_sticks_out(width, opened, tmp_path):
     assert found["scroll"] <= found["view"]
     assert found["empty"] == 0
     assert found["height"] > 1000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [320, 1200])
+def test_a_claim_and_its_curve_fit(width, tmp_path):
+    page = render_html(from_json(REPORT.read_text("utf-8")), claimed(tmp_path))
+    assert 'aria-labelledby="curve-title curve-desc"' in page
+    found = measured(page, width, opened=True, folder=tmp_path)
+    assert found["out"] == []
+    assert found["scroll"] <= found["view"]
+    assert found["empty"] == 0
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")

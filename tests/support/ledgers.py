@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 
 from sordino.core.errors import SordinoError
 from sordino.privacy.accounting import UserGaussian, event_fields
+from sordino.privacy.claims import Facts, make_claim
 from sordino.privacy.ledger import Ledger, Limit, against, export_ledgers
+from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.privacy.plan import Plan
 
 
@@ -21,6 +23,14 @@ def make_plan(**changes):
         "delta": 1e-5,
     }
     return Plan(**{**values, **changes})
+
+
+def claimed(folder, rounds=3, **plan):
+    """The claim of a run whose every round was charged and released."""
+    ledger = filled(folder / "claimed.db", rounds, rounds=rounds, **plan)
+    return make_claim(
+        make_plan(rounds=rounds, **plan), ledger.path, Facts(noise_source=SYSTEM_LABEL)
+    )
 
 
 class UserPlan:
@@ -41,10 +51,10 @@ def digest(number):
     return f"{number:064x}"
 
 
-def filled(path, rounds=3, client="client-1", first=1, **plan):
+def filled(path, count=3, client="client-1", first=1, **plan):
     """A ledger whose rounds are all released."""
     ledger = Ledger(path, client, now=clock)
-    for number in range(first, first + rounds):
+    for number in range(first, first + count):
         charge = ledger.charge(make_plan(**plan), number, "data")
         ledger.release(charge.number, digest(number))
     return ledger

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sordino.core.errors import ClaimError, SordinoError
+from sordino.core.stats import ceil_digits
 from sordino.privacy import claims
 from sordino.privacy.accounting import epsilon_pld
 from sordino.privacy.claims import Facts, compare_claims, make_claim
@@ -217,5 +218,5 @@ def test_no_figure_of_a_claim_is_infinite(run):
 
 @pytest.mark.parametrize("value", [0.401234, 0.0171049, 7.19e-13, 1e-05, 9.9999e-6, 0.0])
 def test_a_delta_is_printed_rounded_up(value):
-    printed = float(claims._up(value))
+    printed = float(ceil_digits(value))
     assert value <= printed <= value * 1.01

@@ -32,8 +32,9 @@ from sordino.privacy.ledger import (
     write_heads,
 )
 from sordino.privacy.plan import policy_limit, verify_ledger
-from sordino.privacy.plan.verification import Replay, main
+from sordino.privacy.plan.verification import Replay
 from sordino.privacy.policy import Cap, Policy
+from sordino.privacy.verify import main
 
 
 def write(folder, lines):
@@ -299,7 +300,7 @@ class Refuse:
             raise ImportError(f"{name} is not on an auditor's laptop")
 
 sys.meta_path.insert(0, Refuse())
-from sordino.privacy.plan.verification import main
+from sordino.privacy.verify import main
 code = main(sys.argv[1:])
 heavy = {"flwr", "torch", "grpc", "typer", "rich"} & set(sys.modules)
 assert not heavy, heavy

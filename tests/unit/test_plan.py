@@ -109,7 +109,6 @@ def test_exported_members_are_locked():
         "open_round",
         "open_round_without_privacy",
         "open_update",
-        "opinion_orders_epsilon",
         "plan_without_privacy",
         "policy_limit",
         "private_plan",

@@ -630,10 +630,3 @@ def test_card_is_written_beside_the_adapter(report, tmp_path):
     path = write_card(report, BASE, tmp_path / "adapter")
     assert path == tmp_path / "adapter" / "README.md"
     assert path.read_text(encoding="utf-8") == model_card(report, BASE)
-
-
-def test_a_claim_has_its_own_section_and_its_text_is_data(report):
-    page = render_html(report, (("Threat model", "a <b> & c"), ("Claim", "ε ≤ 1.0")))
-    assert 'id="h-claim"' in page
-    assert "a &lt;b&gt; &amp; c" in page
-    assert "h-claim" not in render_html(report)

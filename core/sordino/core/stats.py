@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,6 +107,16 @@ def round_down(value: float, decimals: int) -> float:
     -0.001
     """
     return _rounded(value, decimals, ROUND_FLOOR)
+
+
+def ceil_digits(value: float, digits: int = 3) -> str:
+    """As many significant digits, rounded towards +∞: an upper bound that spans decades stays one.
+
+    >>> ceil_digits(0.017101), ceil_digits(7.19e-13), ceil_digits(0.0)
+    ('0.0172', '7.19e-13', '0')
+    """
+    exact = Decimal(float(value))
+    return f"{float(Context(prec=digits, rounding=ROUND_CEILING).plus(exact)):.{digits}g}"
 
 
 def _rounded(value: float, decimals: int, direction: str) -> float:

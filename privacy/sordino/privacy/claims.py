@@ -10,12 +10,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from decimal import ROUND_CEILING, Context, Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sordino.core.errors import ClaimError
+from sordino.core.stats import ceil_digits
 from sordino.privacy.plan import CentralPlan, Plan, Support, support
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ class Claim:
             ),
             (
                 "δ at other ε",
-                "; ".join(f"ε {e:.4g}: δ ≤ {_up(d)}" for e, d in self.delta_curve[::4]),
+                # ε up as well: δ belongs to the ε that was asked, not to a smaller one.
+                "; ".join(
+                    f"ε {ceil_digits(e, 4)}: δ ≤ {ceil_digits(d)}" for e, d in self.delta_curve[::4]
+                ),
             ),
             ("Second opinion", self.second_opinion),
             ("Randomness", self.randomness),
@@ -151,16 +154,6 @@ class Claim:
         for label, text in self.rows():
             lines += [f"**{label}.** {_plain(text)}", ""]
         return "\n".join(lines)
-
-
-def _up(value: float) -> str:
-    """Three significant digits, rounded up: a δ that is printed too small would be a false claim.
-
-    >>> _up(0.017101), _up(7.19e-13), _up(0.0)
-    ('0.0172', '7.19e-13', '0')
-    """
-    exact = Decimal(value)
-    return f"{float(Context(prec=3, rounding=ROUND_CEILING).plus(exact)):.3g}"
 
 
 def make_claim(

@@ -143,7 +143,7 @@ def _execute(
     report = simulation.execute()
     write_report(report, run.root)
     if config.privacy.trust != "none" and not config.privacy.seeded_noise:
-        write_report(report, run.root, claim_of_run(run.root).rows())
+        write_report(report, run.root, claim_of_run(run.root))
     write_card(report, _base_card(files), run.adapter)
     return SimulationResult(run.root, report)
 

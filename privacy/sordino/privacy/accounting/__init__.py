@@ -16,6 +16,7 @@ from sordino.privacy.accounting.curves import (
     dominating_gaussian,
     gaussian_delta,
 )
+from sordino.privacy.accounting.divergences import check_orders
 from sordino.privacy.accounting.events import (
     Event,
     MetricGaussian,
@@ -49,7 +50,6 @@ from sordino.privacy.accounting.losses import (
 from sordino.privacy.accounting.renyi import (
     DEFAULT_ORDERS,
     Filter,
-    check_orders,
     epsilon_rdp,
 )
 

@@ -5,20 +5,29 @@ in advance; a *filter* bounds what is chosen on the way (Rogers et al. 2016; for
 and Zrnic 2021, https://arxiv.org/abs/2008.11193, and Lécuyer 2021,
 https://arxiv.org/abs/2103.01379).
 
-**How δ is split over the orders.** For one fixed order α, stopping before the sum of the events'
-Rényi divergences passes a budget B gives (α, B)-RDP, however the events were chosen, and so
-(ε, δ')-DP with B + log(1 - 1/α) - log(δ'α)/(α - 1) <= ε (Balle et al. 2020, Canonne et al. 2020).
-The filter has orders α1 .. αn, fixed when the policy is signed, gives each δ' = δ/n, and lets an
-event pass while at least one order is within ε. Which order that is may depend on what came out, so
-it must be paid for: sort each possible transcript by the first order that it never passed. On those
-of order αi, the process is the one that stops at αi's own budget, which is (ε, δ/n)-DP; the n parts
-add up to δ. The cost is log(n)/(α - 1) in ε: a short list of orders is better than a long one.
+**How δ is split over the orders.** The filter has orders α1 .. αn with weights w1 .. wn that add up
+to 1, all fixed when the policy is signed. Let Z be the privacy loss of all that came out so far,
+for one pair of neighbours in one direction, and Bi the sum of the events' Rényi divergences at
+order αi. Each event is chosen from what came before it, and its divergences are known before it is
+drawn; so for every i, e^((αi-1)(Z-Bi)) is a supermartingale that starts at 1, and so is the mixture
+
+    M = Σ wi·e^((αi-1)(Z-Bi))
+
+(the method of mixtures, Robbins 1970; Whitehouse et al. 2023, https://arxiv.org/abs/2203.05481, use
+it for odometers). An event passes if afterwards δ·M >= 1 - e^(ε-Z) *for every value that Z could
+have*: a condition on the Bi alone. Where the events end, at a time that may depend on all that came
+out, δ's hockey stick is E[max(0, 1 - e^(ε-Z))] <= δ·E[M] <= δ: the filter is (ε, δ)-DP.
+
+For one order this is Canonne et al. 2020's conversion. For several it is never worse than giving
+each order δ·wi and letting the best one count, which bounds every summand of M by itself; near the
+loss that matters, orders next to each other share the work, so that a fine grid costs little.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,18 +36,17 @@ import dp_accounting
 import numpy as np
 from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
+from scipy.special import logsumexp
 
-from sordino.core.errors import PlanError, PolicyRefusedError, expected
+from sordino.core.errors import PolicyRefusedError
 from sordino.core.stats import round_up
+from sordino.privacy.accounting.divergences import check_orders, divergences
 from sordino.privacy.accounting.events import Event, Gaussians, Unit, gaussians, number
 from sordino.privacy.accounting.losses import DECIMALS, merge
 
-DEFAULT_ORDERS = (3, 4, 6, 10, 20, 40)
-"""Whole orders, so that every divergence is an exact finite sum; for caps of ε from 0.5 to 20."""
-
-MOST_ORDERS, LARGEST_ORDER = 64, 4096
-_ERROR = 1e-9  # relative; far above what the sums in float64 lose
+DEFAULT_ORDERS = (1.8, 2.2, 2.8, 3.6, 4.9, 6.7, 9.5, 13.5, 19.5, 28.0, 42.0, 61.0)
+"""For caps of ε from 0.5 to 20. A policy that names no orders was signed for these: they never
+change, as the weights don't."""
 
 
 def epsilon_rdp(
@@ -69,30 +77,6 @@ def epsilon_rdp(
     return round_up(float(rdp.get_epsilon(delta)), DECIMALS)
 
 
-def divergences(cost: Gaussians, orders: Sequence[int]) -> NDArray[np.float64]:
-    """Rényi divergence of each whole order, in the worse direction, rounded up.
-
-    Sampled: the exact sum of Mironov, Talwar, Zhang 2019 (https://arxiv.org/abs/1908.10530),
-    section 3.3, which also shows that adding a record is the worse direction.
-    """
-    alpha = np.asarray(orders, dtype=np.float64)
-    sigma, rate = cost.noise_multiplier, cost.sampling_rate
-    if rate == 1:
-        each = alpha / (2 * sigma**2)
-    else:
-        each = np.array([_sampled(order, rate, sigma) for order in orders])
-    return np.asarray(cost.steps * each * (1 + _ERROR) + _ERROR * 1e-6)
-
-
-def _sampled(order: int, rate: float, sigma: float) -> float:
-    k = np.arange(order + 1, dtype=np.float64)
-    binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
-    chance = k * math.log(rate) + (order - k) * math.log1p(-rate)
-    return max(float(logsumexp(binomial + chance + k * (k - 1) / (2 * sigma**2))), 0.0) / (
-        order - 1
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """A lifetime cap on one unit's loss, under events that are chosen on the way.
@@ -102,8 +86,9 @@ class Filter:
     Attributes:
         unit: Whose loss.
         epsilon: The cap.
-        delta: Its δ, shared equally by the orders.
-        orders: Rényi orders: whole numbers >= 2, fixed when the policy is signed.
+        delta: Its δ, shared by the orders in proportion to 1/√(α - 1): a small share costs a large
+            order little.
+        orders: Rényi orders: rising numbers in [1.1, 4096], fixed when the policy is signed.
         records_per_user: The most records that a user owns; without it, no event of the unit
             record passes a cap on users.
     """
@@ -111,7 +96,7 @@ class Filter:
     unit: Unit
     epsilon: float
     delta: float
-    orders: tuple[int, ...] = DEFAULT_ORDERS
+    orders: tuple[float, ...] = DEFAULT_ORDERS
     records_per_user: int | None = None
 
     def __post_init__(self) -> None:
@@ -120,22 +105,8 @@ class Filter:
         check_orders(self.orders)
 
     def spent(self, events: Iterable[Event]) -> float:
-        """The ε that the events have used of the cap: the least over the orders, rounded up."""
-        total = np.zeros(len(self.orders))
-        costs: dict[Gaussians, int] = {}
-        for event in events:
-            cost = gaussians(event, self.unit, self.records_per_user)
-            if cost is None:
-                return math.inf
-            costs[cost] = costs.get(cost, 0) + 1
-        if not costs:
-            return 0.0
-        for cost, count in costs.items():
-            total += count * divergences(cost, self.orders)
-        share = self.delta / len(self.orders)
-        alpha = np.asarray(self.orders, dtype=np.float64)
-        each = total + np.log1p(-1 / alpha) - np.log(share * alpha) / (alpha - 1)
-        return round_up(max(float(each.min()), 0.0), DECIMALS)
+        """The smallest ε at which the events would have passed, rounded up."""
+        return self._epsilon(self._divergences(events))
 
     def would_allow(self, events_so_far: Iterable[Event], new_event: Event) -> None:
         """Let an event pass, or refuse it.
@@ -152,21 +123,45 @@ class Filter:
 
     def rounds_left(self, events_so_far: Iterable[Event], round_event: Event, most: int) -> int:
         """How many more times `round_event` would pass, looking no further than `most`."""
-        so_far = tuple(events_so_far)
+        so_far, each = self._divergences(events_so_far), self._divergences([round_event])
         low, high = 0, most + 1  # `low` pass, `high` don't, or aren't asked about
         while high - low > 1:
             middle = (low + high) // 2
-            ahead = self.spent((*so_far, *(round_event,) * middle))
-            low, high = (middle, high) if ahead <= self.epsilon else (low, middle)
+            passes = self._epsilon(so_far + middle * each) <= self.epsilon
+            low, high = (middle, high) if passes else (low, middle)
         return low
 
+    def _divergences(self, events: Iterable[Event]) -> NDArray[np.float64]:
+        """The events' Rényi divergences together, one an order; infinite where not bounded."""
+        total = np.zeros(len(self.orders))
+        costs: Counter[Gaussians | None] = Counter(
+            gaussians(event, self.unit, self.records_per_user) for event in events
+        )
+        for cost, count in costs.items():
+            total += math.inf if cost is None else count * divergences(cost, self.orders)
+        return total
 
-def check_orders(orders: Sequence[int]) -> None:
-    """Refuse orders that no filter can have."""
-    whole = all(type(order) is int and 2 <= order <= LARGEST_ORDER for order in orders)
-    if not (whole and 0 < len(orders) <= MOST_ORDERS and list(orders) == sorted(set(orders))):
-        required = f"1 to {MOST_ORDERS} rising whole numbers in 2..{LARGEST_ORDER}"
-        raise PlanError(expected("orders", orders, required))
+    def _epsilon(self, spent: NDArray[np.float64]) -> float:
+        """The largest z + log(1 - δ·M(z)): at that ε, the condition holds at every loss z.
+
+        That is concave in z, with its top where Σ δ·wi·αi·e^((αi-1)(z-Bi)) is 1.
+        """
+        if not spent.any():
+            return 0.0
+        orders = np.asarray(self.orders, dtype=np.float64)
+        slope, weight = orders - 1, (orders - 1) ** -0.5
+        share = np.log(self.delta * weight / weight.sum()) - slope * spent
+        ends = -(share + np.log(orders)) / slope  # where each summand by itself is 1
+        low, high = float((ends - math.log(len(orders)) / slope).min()), float(ends.min())
+        if not math.isfinite(high):
+            return math.inf
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = logsumexp(share + np.log(orders) + slope * middle) <= 0
+            low, high = (middle, high) if below else (low, middle)
+        # `high` and `low` enclose the top, so this is no smaller than it.
+        found = high + math.log1p(-math.exp(logsumexp(share + slope * low)))
+        return round_up(max(found, 0.0), DECIMALS)
 
 
 @contextmanager

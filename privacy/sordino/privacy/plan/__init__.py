@@ -21,7 +21,6 @@ from sordino.privacy.plan.figures import (
     events_by_client,
     events_of,
     guarantee,
-    opinion_orders_epsilon,
     spent,
 )
 from sordino.privacy.plan.forecast import Forecast, first_refused_round, forecast, forecasts
@@ -71,7 +70,6 @@ __all__ = [
     "open_round",
     "open_round_without_privacy",
     "open_update",
-    "opinion_orders_epsilon",
     "plan_without_privacy",
     "policy_limit",
     "private_plan",

@@ -110,14 +110,3 @@ def spent(path: Path, delta: float, run_id: str | None = None) -> dict[str, floa
     so the record-level ε of the federation is the largest of the figures (parallel composition).
     """
     return accounting.spent(events_by_client(path, run_id), delta)
-
-
-def opinion_orders_epsilon(plan: AnyPlan, orders: Iterable[int] = range(2, 64)) -> float:
-    """RDP of the whole plan at whole orders, at which another library's RDP must be equal.
-
-    Raises:
-        PlanError: A plan without privacy.
-    """
-    if isinstance(plan, NoPrivacyPlan):
-        raise PlanError("a plan without privacy has no epsilon")
-    return accounting.epsilon_rdp([plan.total_event()], plan.delta, orders=tuple(orders))

@@ -1,20 +1,16 @@
-"""Verifying an exported ledger, ε included: what an auditor runs, on a laptop, far from the device.
+"""Verifying an exported ledger, ε included: what an auditor runs, far from the device.
 
-Needs dp-accounting and cryptography, nothing of the fleet:
-
-    python -m sordino.privacy.plan.verification ledger.jsonl --head kept-heads.jsonl
+`python -m sordino.privacy.verify` is its command line for a machine with nothing of the fleet.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sordino.core.errors import PlanError, PolicyError, SordinoError
+from sordino.core.errors import PlanError, PolicyError
 from sordino.privacy import accounting
 from sordino.privacy.accounting import Unit
 from sordino.privacy.ledger import (
@@ -23,12 +19,11 @@ from sordino.privacy.ledger import (
     Limit,
     Reserve,
     Verdict,
-    read_heads,
     verify_export,
 )
 from sordino.privacy.plan.figures import events_of
 from sordino.privacy.plan.limits import policy_limit
-from sordino.privacy.policy import Policy, read_unsigned
+from sordino.privacy.policy import Policy
 
 DELTA = 1e-5
 
@@ -128,38 +123,3 @@ def describe(verdict: Verdict, delta: float) -> Iterator[str]:
         count = len(verdict.defects)
         plural = "" if count == 1 else "s"
         yield f"VERDICT: do not believe this ledger: {count} defect{plural}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Verify from the command line; returns the exit code: 0 if nothing is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="sordino.privacy.plan.verification", description="Verify an exported ledger."
-    )
-    parser.add_argument("ledger", type=Path, help="an export (JSONL), or a ledger itself")
-    parser.add_argument("--head", type=Path, help="heads that another party kept")
-    parser.add_argument("--delta", type=float, default=DELTA, help="delta of the figures")
-    parser.add_argument("--max-epsilon", type=float, help="a cap on every key's epsilon")
-    parser.add_argument("--policy", type=Path, action="append", help="a policy, for its caps")
-    parser.add_argument("--artefacts", type=Path, help="a folder of what was released")
-    parser.add_argument("--all-artefacts", action="store_true", help="a missing one is a defect")
-    given = parser.parse_args(arguments)
-    try:
-        verdict = verify_ledger(
-            given.ledger,
-            delta=given.delta,
-            heads=read_heads(given.head) if given.head else (),
-            policies=[read_unsigned(path) for path in given.policy or ()],
-            max_epsilon=given.max_epsilon,
-            artefacts=given.artefacts,
-            all_artefacts=given.all_artefacts,
-        )
-    except SordinoError as error:
-        sys.stderr.write(f"sordino: {error}\n")
-        return 2
-    for line in describe(verdict, given.delta):
-        sys.stdout.write(line + "\n")
-    return 0 if verdict.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

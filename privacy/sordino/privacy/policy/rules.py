@@ -50,9 +50,11 @@ class Cap:
     dataset: str = EVERY
     period_days: int = 0
     records_per_user: int = 0
-    orders: tuple[int, ...] = ()
+    orders: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        # 3 and 3.0 are one order, and one policy with one hash.
+        object.__setattr__(self, "orders", tuple(map(float, self.orders)))
         _require(0 < self.epsilon < math.inf, "caps.epsilon", self.epsilon, "finite and > 0")
         _require(0 < self.delta < 1, "caps.delta", self.delta, "in (0, 1)")
         _require(bool(self.dataset), "caps.dataset", self.dataset, "not empty")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sordino.core.errors import ClaimError, ReportError
-from sordino.privacy.accounting import NOT_BOUNDED, compare
+from sordino.privacy.accounting import NOT_BOUNDED
 from sordino.privacy.claims import Claim, Facts, make_claim
 from sordino.privacy.ledger import read_heads
 from sordino.privacy.noise import SYSTEM_LABEL
-from sordino.privacy.plan import CentralPlan, Plan, decode_plan, opinion_orders_epsilon
+from sordino.privacy.plan import CentralPlan, Plan, decode_plan
 from sordino.server.report.codec import from_json
+from sordino.server.report.opinion import second_opinion
 from sordino.server.report.schema import RunReport
 
 PLANS = ("state/private/plan.json", "plan.json")
@@ -49,21 +50,14 @@ def claim_of_run(folder: Path) -> Claim:
 def _facts(plan: Plan | CentralPlan, report: RunReport | None) -> Facts:
     if report is None:
         return Facts(noise_source=f"as the program that ran says: {SYSTEM_LABEL}")
-    record = report.guarantee.record
-    second = record.second_opinion
-    opinion = "none"
-    if second.opacus_prv is not None and second.opacus_rdp is not None and record.epsilon.pld:
-        opinion = compare(
-            pld=record.epsilon.pld,
-            rdp=opinion_orders_epsilon(plan),
-            other_prv=second.opacus_prv,
-            other_rdp=second.opacus_rdp,
-            name="Opacus",
-        ).statement
-    stated = record.epsilon.pld
+    stated = report.guarantee.record.epsilon.pld
     if plan.unit == "user":
         stated = report.guarantee.user.epsilon
-    return Facts(noise_source=report.noise.source, second_opinion=opinion, stated_epsilon=stated)
+    return Facts(
+        noise_source=report.noise.source,
+        second_opinion=second_opinion(report) or "none",
+        stated_epsilon=stated,
+    )
 
 
 def _find(folder: Path, names: tuple[str, ...], what: str) -> Path:

@@ -6,28 +6,31 @@ and the page's own content policy would refuse a script even if one got in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from sordino.privacy.claims import Claim
 from sordino.server.report import formats
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import from_json, to_json
+from sordino.server.report.curve_chart import curve_chart
 from sordino.server.report.files import write_atomically
+from sordino.server.report.opinion import second_opinion
 from sordino.server.report.schema import ClientFigures, RunReport, UtilityFigures
 from sordino.server.report.standing import Standing, against, noise_standing, trust_in_words
 
 
-def render_html(report: RunReport, claim: Sequence[tuple[str, str]] = ()) -> str:
+def render_html(report: RunReport, claim: Claim | None = None) -> str:
     """The whole page.
 
     Args:
         report: As `from_json` gives it.
-        claim: Label and text of each statement of the claim that the run's ledger bears out.
+        claim: What the run's ledger bears out, if it was asked.
     """
+    # Here, so that an auditor's install, which prints claims and no pages, does without it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
     environment = Environment(
         loader=PackageLoader("sordino.server.report"),
         autoescape=True,
@@ -36,12 +39,15 @@ def render_html(report: RunReport, claim: Sequence[tuple[str, str]] = ()) -> str
         lstrip_blocks=True,
     )
     source, _, _ = PackageLoader("sordino.server.report").get_source(environment, "report.css")
+    charts = all_charts(report)
+    if claim is not None and (curve := curve_chart(claim)) is not None:
+        charts[curve.key] = curve
     page = environment.get_template("report.html.j2").render(
         report=report,
-        charts=all_charts(report),
+        charts=charts,
         n=formats,
         view=View(report),
-        claim=claim,
+        claim=claim.rows() if claim is not None else (),
         started=_moment(report.run.started_at),
         css=source,
     )
@@ -49,14 +55,14 @@ def render_html(report: RunReport, claim: Sequence[tuple[str, str]] = ()) -> str
 
 
 def write_report(
-    report: RunReport, folder: Path, claim: Sequence[tuple[str, str]] = ()
+    report: RunReport, folder: Path, claim: Claim | None = None
 ) -> tuple[Path, Path]:
     """Write report.json, and from what it says report.html; each is whole or absent.
 
     Args:
         report: The run's.
         folder: Where the two files go.
-        claim: The rows of the run's claim, for the page; see `render_html`.
+        claim: The run's claim, for the page; see `render_html`.
 
     Returns:
         The two paths.
@@ -160,10 +166,8 @@ class View:
 
     @property
     def second_opinion(self) -> str:
-        """Opacus' figures, where they were taken."""
-        opinion = self.report.guarantee.record.second_opinion
-        known = (("PRV", opinion.opacus_prv), ("RDP", opinion.opacus_rdp))
-        return ", ".join(f"{k} {formats.epsilon(v)}" for k, v in known if v is not None)
+        """Whether Opacus agrees, where it was asked."""
+        return second_opinion(self.report)
 
     @property
     def utility(self) -> str:
