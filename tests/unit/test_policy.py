@@ -81,7 +81,7 @@ def test_the_builtin_policy_is_strict():
     # It allows the plan that a run has by default, once.
     default = make_plan(rounds=3, steps_per_round=10, noise_multiplier=0.7293, clip_norm=1.0)
     assert first_refused_round(BUILT_IN, default) is None
-    assert first_refused_round(BUILT_IN, replace(default, rounds=4)) == 4
+    assert first_refused_round(BUILT_IN, replace(default, rounds=6)) == 5
 
 
 def test_toml_and_back():

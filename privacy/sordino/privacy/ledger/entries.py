@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol
 
 from sordino.core import canonical
@@ -128,6 +129,10 @@ class Reserve(Entry):
     event: Fields
     plan_sha256: str
     policy_sha256: str
+
+    def __post_init__(self) -> None:
+        # A charge is shown to whoever asks, and counted by caps: nobody may change it in between.
+        object.__setattr__(self, "event", MappingProxyType(dict(self.event)))
 
     def terms(self) -> dict[str, Any]:
         """What a retry must ask for again, to the letter."""

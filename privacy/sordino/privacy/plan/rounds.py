@@ -16,6 +16,7 @@ from sordino.privacy.plan.charged import redeem
 from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
 
 _KEY: Final = object()
+_ROUNDING: Final = 1 + 2.0**-9  # the grid adds at most 2^-11 of C to a record, float32 far less
 
 
 class Mechanism(Protocol):
@@ -55,6 +56,7 @@ class _Steps:
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = 0
+        self.batch = 0  # records of the open step
         self._unclipped: int | None = None  # None: between steps
         self._size: int | None = None
         self._process = os.getpid()
@@ -67,7 +69,7 @@ class _Steps:
             raise PlanError(f"all {self.total} charged steps are done: charge another round")
 
     def begin(self, batch: int) -> None:
-        self._unclipped = batch
+        self.batch = self._unclipped = batch
 
     def clip(self, records: int) -> None:
         if self._unclipped is None:
@@ -167,9 +169,11 @@ class RoundMechanism:
 
         Raises:
             PlanError: No batch is open, some record wasn't clipped, the size changed in the round,
-                or a value isn't finite. Nothing was drawn and nothing is released.
+                a value isn't finite, or the sum is longer than so many clipped records can make
+                it. Nothing was drawn and nothing is released.
         """
         given = noise.check_sum(total)
+        self._check_length(given)
         plan, size = self._plan, given.size
         self._steps.end(size)  # recorded first: a draw that fails is still the step's draw
         return noise.release_on_grid(
@@ -178,6 +182,20 @@ class RoundMechanism:
             scale=plan.noise_scale(size),
             source=self._source,
         )
+
+    def _check_length(self, total: NDArray[np.floating[Any]]) -> None:
+        """Catch a sum that wasn't clipped: its noise would be too small for it.
+
+        It can't catch every such sum, only one that gives itself away; an empty batch's is zero.
+        """
+        most = self._steps.batch * self._plan.clip_norm * _ROUNDING
+        wide = np.asarray(total, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            length = np.sqrt(wide @ wide)
+        if not length <= most:
+            raise PlanError(
+                "the sum is longer than the batch's records can make it: clip each with its factor"
+            )
 
     def __reduce__(self) -> NoReturn:
         raise PlanError("a round can't be copied: it would draw twice for one charge")
