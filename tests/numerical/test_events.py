@@ -286,7 +286,8 @@ def test_rounds_left_is_where_the_filter_stops():
 
 
 @pytest.mark.parametrize(
-    "orders", [(), (1,), (2, 2), (4, 2), (1.05,), (math.nan,), (True,), (5000,), tuple(range(2, 90))]
+    "orders",
+    [(), (1,), (2, 2), (4, 2), (1.05,), (math.nan,), (True,), (5000,), tuple(range(2, 90))],
 )
 def test_impossible_orders(orders):
     with pytest.raises(PlanError, match="orders"):

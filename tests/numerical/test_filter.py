@@ -61,7 +61,9 @@ def mixture(cap, events, z):
 
 
 @pytest.mark.parametrize("orders", [(4,), (2.5, 9.5), DEFAULT_ORDERS])
-@pytest.mark.parametrize("events", [[event(0.02, 0.45, 20)], [event(0.2, 2.0, 50), event(1.0, 5.0)]])
+@pytest.mark.parametrize(
+    "events", [[event(0.02, 0.45, 20)], [event(0.2, 2.0, 50), event(1.0, 5.0)]]
+)
 def test_the_condition_holds_at_every_loss_and_nothing_is_given_away(orders, events):
     cap = Filter(unit="record", epsilon=1.0, delta=1e-5, orders=orders)
     losses = np.linspace(0, cap.spent(events) + 40, 2001)

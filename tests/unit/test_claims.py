@@ -8,7 +8,6 @@ import pytest
 
 from sordino.core.errors import ClaimError, SordinoError
 from sordino.core.stats import ceil_digits
-from sordino.privacy import claims
 from sordino.privacy.accounting import epsilon_pld
 from sordino.privacy.claims import Facts, compare_claims, make_claim
 from sordino.privacy.ledger import Ledger, export_ledgers, read_heads, write_heads

@@ -77,9 +77,7 @@ def with_opinion(report, prv, rdp):
 
 def test_the_report_says_whether_opacus_agrees(report):
     noise, delta = report.noise, report.guarantee.record.delta
-    prv, rdp = opacus_epsilons(
-        [(noise.noise_multiplier, noise.sampling_rate, noise.steps)], delta
-    )
+    prv, rdp = opacus_epsilons([(noise.noise_multiplier, noise.sampling_rate, noise.steps)], delta)
     assert "Opacus agrees" in render_html(with_opinion(report, prv, rdp))
     assert "Opacus disagrees: its PRV" in render_html(with_opinion(report, prv * 0.98, rdp))
     assert "Opacus disagrees: its RDP" in render_html(with_opinion(report, prv, rdp - 0.01))

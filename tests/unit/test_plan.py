@@ -11,24 +11,21 @@ import pytest
 
 from sordino.core import canonical
 from sordino.core.config import PrivacyConfig
-from sordino.core.errors import LedgerError, PlanError
+from sordino.core.errors import PlanError
 from sordino.privacy import accounting
 from sordino.privacy import plan as coupler
-from sordino.privacy.ledger import Charge, Ledger
-from sordino.privacy.noise import seeded_source, system_source
+from sordino.privacy.ledger import Ledger
+from sordino.privacy.noise import seeded_source
 from sordino.privacy.plan import (
     NoPrivacyMechanism,
     NoPrivacyPlan,
     Plan,
-    RoundMechanism,
     decode_plan,
-    events_by_client,
     guarantee,
     open_round,
     open_round_without_privacy,
     plan_without_privacy,
     private_plan,
-    spent,
 )
 
 

@@ -72,7 +72,7 @@ _STRIP: Final = 3.0  # < π: how far from the real line, in σ·min(σ, 1), the 
 
 
 def _fractional(order: float, rate: float, sigma: float) -> float:
-    """log E (1 - q + q·e^((2x-1)/2σ²))^α / (α - 1), x ~ N(0, σ²), by the trapezoidal rule.
+    """Log E (1 - q + q·e^((2x-1)/2σ²))^α / (α - 1), x ~ N(0, σ²), by the trapezoidal rule.
 
     *Step.* The integrand is analytic where |Im x| < πσ²; on Im x = tσ its modulus is at most
     e^(t²/2) times its value on the real line. So a step of cσ is off by a factor of at most

@@ -45,7 +45,10 @@ def curve_chart(claim: Claim) -> Chart | None:
         ),
         columns=("ε", *(f"δ, {name}" for name in curves)),
         rows=tuple(
-            (f"{round_up(epsilon, 3):.3f}", *(ceil_digits(curve[i][1]) for curve in curves.values()))
+            (
+                f"{round_up(epsilon, 3):.3f}",
+                *(ceil_digits(curve[i][1]) for curve in curves.values()),
+            )
             for i, (epsilon, _) in enumerate(shown)
         ),
     )
@@ -73,4 +76,5 @@ def _drawing(curves: dict[str, list[tuple[float, float]]], claim: Claim, point: 
         body.append(svg.rect(_LEFT + 110 * index, 2, 11, 11, f"bar {kind}"))
         body.append(svg.text(name, _LEFT + 110 * index + 17, 12, "value small"))
     x, y = across.place(claim.epsilon), up.place(math.log10(claim.delta))
-    return [*body, svg.dot(x, y, "point", 5), svg.text(point, x + 9, y - 7, "value small")]
+    label = svg.text(point, x - 9, y + 14, "value small", "end")  # there, no line can be
+    return [*body, svg.dot(x, y, "point", 5), label]

@@ -54,9 +54,7 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
     return page.lstrip() + "\n"
 
 
-def write_report(
-    report: RunReport, folder: Path, claim: Claim | None = None
-) -> tuple[Path, Path]:
+def write_report(report: RunReport, folder: Path, claim: Claim | None = None) -> tuple[Path, Path]:
     """Write report.json, and from what it says report.html; each is whole or absent.
 
     Args:
