@@ -91,6 +91,7 @@ def test_opacus_second_opinion_agrees(finished):
     prv, pld = record.second_opinion.opacus_prv, record.epsilon.pld
     assert abs(prv - pld) <= max(0.01 * pld, 0.011)
     assert record.second_opinion.opacus_rdp >= pld
+    assert "Opacus agrees" in (finished.folder / "report.html").read_text("utf-8")
 
 
 def test_the_ledger_charges_the_private_run_once_a_round_for_each_client(finished):
