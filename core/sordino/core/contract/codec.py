@@ -170,16 +170,10 @@ def decode_manifest(data: bytes, artefact: Artefact) -> AdapterManifest:
         required = f"<= {MAX_MANIFEST_BYTES}"
         raise ContractError("too-long", expected("bytes of the manifest", len(data), required))
     _require_hash(data, artefact.sha256)
-    try:
-        with _named("bad-manifest"):
-            listing = json.loads(data)
-            specs = tuple(TensorSpec(name, tuple(shape)) for name, shape in listing)
-            manifest = AdapterManifest(specs)
-            canonical_bytes = manifest.canonical()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ContractError("bad-manifest", "not a list of names and shapes") from error
-    if canonical_bytes != data:
-        raise ContractError("bad-manifest", "not in the canonical encoding")
+    with _named("bad-manifest"):
+        manifest = AdapterManifest(tuple(_specs(data)))
+        if manifest.canonical() != data:
+            raise WireError("the manifest is not in its canonical encoding")
     return manifest
 
 
@@ -348,6 +342,19 @@ def _arrays(messages: Iterable[work_pb2.Tensor]) -> Tensors:
         arrays[name] = view_array("float32", shape, memoryview(data))
         last = name
     return arrays
+
+
+def _specs(data: bytes) -> Iterator[TensorSpec]:
+    try:
+        listing = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WireError("the manifest is not JSON") from error
+    for entry in listing if isinstance(listing, list) else [listing]:
+        match entry:
+            case [str(name), list(shape)] if all(type(size) is int for size in shape):
+                yield TensorSpec(name, tuple(shape))
+            case _:
+                raise WireError("the manifest is not a list of names and shapes")
 
 
 def _require_hash(data: bytes, sha256: str) -> None:

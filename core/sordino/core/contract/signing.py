@@ -29,7 +29,7 @@ NONCE_BYTES: Final = 16
 MAX_CLOCK_SKEW_MS: Final = 600_000
 """How far a device's clock, once corrected, may be off."""
 
-_ALGORITHM = ec.ECDSA(hashes.SHA256())
+ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def seal(
             body_sha256=hashlib.sha256(encoded).digest(),
         )
     )
-    signature = key.sign(PREFIX + statement, _ALGORITHM)
+    signature = key.sign(PREFIX + statement, ECDSA)
     return common_pb2.Signed(statement=statement, body=encoded, signature=signature)
 
 
@@ -114,7 +114,7 @@ def open_signed(
     signed = from_bytes(data, common_pb2.Signed)
     statement = from_bytes(signed.statement, common_pb2.Statement)
     try:
-        key.verify(signed.signature, PREFIX + signed.statement, _ALGORITHM)
+        key.verify(signed.signature, PREFIX + signed.statement, ECDSA)
     except InvalidSignature as error:
         raise ContractError("bad-signature", "the certificate's key didn't sign this") from error
     for word, got, wanted in (
