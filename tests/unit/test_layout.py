@@ -29,6 +29,7 @@ def test_every_room_is_importable_and_typed(room):
         ("sordino.server.app", ("torch", "transformers", "peft", "opacus")),
         ("sordino.server.report", ("torch", "transformers", "peft", "opacus", "flwr")),
         ("sordino.privacy.plan", ("torch", "flwr", "grpc")),
+        ("sordino.core.contract", ("torch", "flwr", "grpc")),
         ("sordino.client.session", ("transformers", "peft", "gguf", "ray")),
         ("sordino.cli.main", ("torch", "flwr", "transformers", "opacus")),
     ],
