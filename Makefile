@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo       fine-tune the embedded model privately, and report (two minutes)"
 	@echo "make test       every check and every test of the default suite"
+	@echo "make protos     generate the contract's Python anew"
 	@echo "make test-slow  the tests that take minutes, or need programs of their own"
 
 # The plays' package asks for libraries that only its own code needs: its files are read, no more.
@@ -42,6 +43,9 @@ unit: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=3600
+
+protos: $(STAMP)
+	$(BIN)/python tools/generate_protos.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

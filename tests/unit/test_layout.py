@@ -29,6 +29,7 @@ def test_every_room_is_importable_and_typed(room):
         ("sordino.server.app", ("torch", "transformers", "peft", "opacus")),
         ("sordino.server.report", ("torch", "transformers", "peft", "opacus", "flwr")),
         ("sordino.privacy.plan", ("torch", "flwr", "grpc")),
+        ("sordino.core.contract", ("torch", "flwr", "grpc")),
         ("sordino.client.session", ("transformers", "peft", "gguf", "ray")),
         ("sordino.cli.main", ("torch", "flwr", "transformers", "opacus")),
     ],
@@ -53,7 +54,7 @@ def test_source_files_stay_small():
         str(path.relative_to(ROOT)): lines
         for room in ROOMS
         for path in (ROOT / room).rglob("*.py")
-        if (lines := len(path.read_text().splitlines())) > 400
+        if "_pb2" not in path.name and (lines := len(path.read_text().splitlines())) > 400
     }
     assert long == {}
 

@@ -11,6 +11,7 @@
     ├── LedgerError          1   the ledger can't be read, written or believed
     ├── ReportError          1   a report is impossible, or can't be read
     ├── WireError            1   bytes or records are not the message they should be
+    │   └── ContractError    1   the same on the fleet's contract, with a stable word
     ├── UpdateRejectedError  1   an update differs from what the round allows
     └── RoundFailedError     1   too few valid updates to go on
 
@@ -78,6 +79,18 @@ class LedgerError(SordinoError):
 
 class WireError(SordinoError):
     """Bytes or records are not the message that they should be."""
+
+
+class ContractError(WireError):
+    """Bytes are not the message of the fleet's contract that they should be.
+
+    Attributes:
+        reason: A stable word that goes on the wire, for example ``"unknown-field"``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
 
 
 class ReportError(SordinoError):

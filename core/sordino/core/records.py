@@ -86,8 +86,12 @@ class AdapterManifest:
     @cached_property
     def sha256(self) -> str:
         """Hash of the one canonical encoding."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical(self) -> bytes:
+        """The manifest's only encoding: a JSON array of [name, [sizes]], ASCII, without spaces."""
         listing = [[spec.name, list(spec.shape)] for spec in self.tensors]
-        return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
+        return json.dumps(listing, separators=(",", ":")).encode()
 
     @property
     def names(self) -> tuple[str, ...]:
