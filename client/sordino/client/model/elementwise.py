@@ -2,6 +2,7 @@
 
 Each is a pure function of its inputs, cheap beside a linear. So none of their outputs is kept for
 the backward: it keeps the inputs, most of which somebody holds anyway, and does the function again.
+What the output and the gradient share is then computed once.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ from torch.autograd import Function
 
 from sordino.client.model.parts import Activation
 
+Shared = Sequence[Tensor]
+
 
 class Elementwise(Protocol):
     """A function of rows: no row of its output depends on another row of its inputs."""
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """The function. Its output may be an input itself, and is not to be written into."""
+    def shared(self, *inputs: Tensor) -> Shared:
+        """What the output and the gradients are made of."""
         ...
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of each input; `grad` may be overwritten."""
+    def output(self, shared: Shared) -> Tensor:
+        """The function's value. It may be an input itself, and is not to be written into."""
+        ...
+
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of each input; `shared` and `grad` may be overwritten."""
         ...
 
 
@@ -34,14 +41,17 @@ class Elementwise(Protocol):
 class Same:
     """The identity."""
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """Return the input."""
-        (x,) = inputs
-        return x
+    def shared(self, *inputs: Tensor) -> Shared:
+        """The input."""
+        return inputs
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradient."""
-        del inputs
+    def output(self, shared: Shared) -> Tensor:
+        """The input."""
+        return shared[0]
+
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient as it is."""
+        del shared
         return (grad,)
 
 
@@ -52,44 +62,48 @@ class RmsNorm:
     gain: Tensor
     eps: float
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """Normalize x, ``[..., features]``."""
+    def shared(self, *inputs: Tensor) -> Shared:
+        """The input, ``[..., features]``, and one over the root mean square of each row."""
         (x,) = inputs
-        return (x * self._scale(x)).mul_(self.gain)
+        squares: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        return x, squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of x."""
-        (x,) = inputs
-        scale = self._scale(x)
+    def output(self, shared: Shared) -> Tensor:
+        """The normalized input."""
+        x, scale = shared
+        return (x * scale).mul_(self.gain)
+
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the input."""
+        x, scale = shared
         weighted = grad * self.gain
         along = (weighted * x).mean(-1, keepdim=True).mul_(scale.pow(3))
         return (weighted.mul_(scale).addcmul_(x, along, value=-1),)
 
-    def _scale(self, x: Tensor) -> Tensor:
-        squares: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        return squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()
-
 
 @dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """``(x - mean) / std * gain + bias`` over the last dimension, both frozen."""
+    """``(x - mean) / deviation * gain + bias`` over the last dimension, both frozen."""
 
     gain: Tensor
     bias: Tensor
     eps: float
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """Normalize x, ``[..., features]``."""
+    def shared(self, *inputs: Tensor) -> Shared:
+        """The input, ``[..., features]``, the output, and each row's mean and 1 / deviation."""
         (x,) = inputs
-        return F.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
+        return x, *torch.native_layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of x."""
-        (x,) = inputs
-        shape, wanted = self.gain.shape, [True, False, False]
-        _, mean, deviation = torch.native_layer_norm(x, shape, self.gain, self.bias, self.eps)
+    def output(self, shared: Shared) -> Tensor:
+        """The normalized input."""
+        return shared[1]
+
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the input."""
+        x, _, mean, deviation = shared
+        wanted = [True, False, False]  # the gain and the bias are frozen
         gradient, _, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, shape, mean, deviation, self.gain, self.bias, wanted
+            grad, x, self.gain.shape, mean, deviation, self.gain, self.bias, wanted
         )
         return (gradient,)
 
@@ -100,14 +114,18 @@ class Activated:
 
     name: Activation
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """Activate up."""
-        (up,) = inputs
+    def shared(self, *inputs: Tensor) -> Shared:
+        """The input."""
+        return inputs
+
+    def output(self, shared: Shared) -> Tensor:
+        """The activated input."""
+        (up,) = shared
         return _activate(self.name, up)
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of up."""
-        (up,) = inputs
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the input."""
+        (up,) = shared
         return (_slope(self.name, up, grad),)
 
 
@@ -117,15 +135,20 @@ class Gated:
 
     name: Activation
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """Activate the gate, the first input, and multiply by up, the second."""
+    def shared(self, *inputs: Tensor) -> Shared:
+        """Gate, up, and the activated gate."""
         gate, up = inputs
-        return _activate(self.name, gate).mul_(up)
+        return gate, up, _activate(self.name, gate)
 
-    def back(self, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    def output(self, shared: Shared) -> Tensor:
+        """The product."""
+        _, up, activated = shared
+        return activated * up
+
+    def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
         """The gradients of gate and up."""
-        gate, up = inputs
-        of_up = _activate(self.name, gate).mul_(grad)
+        gate, up, activated = shared
+        of_up = activated.mul_(grad)
         return _slope(self.name, gate, grad.mul_(up)), of_up
 
 
@@ -145,19 +168,20 @@ def _slope(name: Activation, x: Tensor, grad: Tensor) -> Tensor:
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-class _Differentiable(Function):
+class _Alone(Function):
     @staticmethod
     def forward(ctx: Any, function: Elementwise, *inputs: Tensor) -> Tensor:
         ctx.function = function
         ctx.save_for_backward(*inputs)
-        return function.apply(*inputs)
+        return function.output(function.shared(*inputs))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, *ctx.function.back(ctx.saved_tensors, grad.clone())
+        function = ctx.function
+        return None, *function.back(function.shared(*ctx.saved_tensors), grad.clone())
 
 
 def elementwise(function: Elementwise, *inputs: Tensor) -> Tensor:
     """Apply a function by itself, where no linear follows that could take it along."""
-    y: Tensor = _Differentiable.apply(function, *inputs)  # type: ignore[no-untyped-call]
+    y: Tensor = _Alone.apply(function, *inputs)  # type: ignore[no-untyped-call]
     return y

@@ -87,7 +87,7 @@ class _Linears(Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
         inputs = tensors[: call.inputs]
-        x = call.before.apply(*inputs)
+        x = call.before.output(call.before.shared(*inputs))
         outs = [_times(x, matrix) for matrix in call.matrices]
         adapted, low = call.adapted, None
         if adapted:
@@ -112,15 +112,16 @@ class _Linears(Function):
                 # The product with a contiguous transpose is several times faster.
                 torch.mm(grads[number], site.b.detach().t().contiguous().t(), out=back[:, columns])
                 back[:, columns].mul_(site.scale)
+        shared = call.before.shared(*inputs) if inputs else ()
         if back is not None and call.trains_a:
-            _write_a(adapted, back, call.before.apply(*inputs))
+            _write_a(adapted, back, call.before.output(shared))
         unused = [None] * (2 * len(adapted))
         if not any(ctx.needs_input_grad[1 : 1 + call.inputs]):
             return None, *[None] * call.inputs, *unused
         through = _times_transposed(grads, call.matrices)
         if back is not None:
             through.addmm_(back, torch.cat([site.a.detach() for _, _, site in adapted]))
-        return None, *call.before.back(inputs, through), *unused
+        return None, *call.before.back(shared, through), *unused
 
 
 def linears(
