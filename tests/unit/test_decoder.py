@@ -1,20 +1,18 @@
 """The decoder computes what transformers computes over the same weights, dequantized."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from support import llama_files
+from support.smollm2 import smollm2_files
 from transformers import AutoModelForCausalLM
 
 from sordino.client.model.elementwise import elementwise
-from sordino.client.model.fetch import fetch
 from sordino.client.model.packing import pack
 from sordino.client.model.registry import POCKET_FOLDER
-from sordino.client.model.store import cache_root, open_base, resolve_model
+from sordino.client.model.store import open_base, resolve_model
 from sordino.core.config import ModelConfig
-from sordino.core.errors import ModelError
 
 LENGTHS = (17, 1, 40, 9)
 
@@ -60,12 +58,7 @@ def test_pockets_logits_equal_transformers(tmp_path):
 
 @pytest.mark.slow
 def test_smollm2s_logits_equal_transformers():
-    cache = Path(os.environ.get("SORDINO_TEST_CACHE") or cache_root())
-    try:
-        files = resolve_model(ModelConfig(name="smollm2-135m"), cache)
-    except ModelError:
-        fetch("smollm2-135m", cache, lambda *_: None)
-        files = resolve_model(ModelConfig(name="smollm2-135m"), cache)
+    files = smollm2_files()
     assert_same_logits(open_base(files), reference(files.weights), lengths=(100, 1, 37))
 
 

@@ -1,0 +1,1 @@
+"""The parts of generation: a model made ready, its cache, its forward, and sampling."""
