@@ -19,7 +19,8 @@ import pytest
 from support.federation import TinySession, make_plan, make_task
 from support.ledgers import RefusedError, at_most
 
-from sordino.client.app import LEDGER, answer
+from sordino.client.app import answer
+from sordino.client.charged import LEDGER
 from sordino.core.errors import LedgerError
 from sordino.core.wire import pack
 from sordino.privacy.ledger import read_ledger

@@ -13,7 +13,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from sordino.client.app import LocalWork, make_app
+from sordino.client.app import make_app
+from sordino.client.contract import LocalWork
 from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.config import FederationConfig, LoraConfig, TrainConfig

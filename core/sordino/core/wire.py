@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import ConfigError, WireError, expected
-from sordino.core.records import MAX_NAME, Receipt, Tensors, TrainTask, Update
+from sordino.core.records import (
+    MAX_NAME,
+    Measurement,
+    MetricTask,
+    Receipt,
+    Tensors,
+    TrainTask,
+    Update,
+)
 from sordino.core.settings import build, to_table
 
 Scalar = str | bytes | int | float
@@ -125,6 +133,78 @@ def decode_update(envelope: Envelope) -> Update:
     )
     fields.finish()
     return update
+
+
+def encode_metric_task(task: MetricTask) -> Envelope:
+    """Put a look at a metric in an envelope."""
+    fields: dict[str, Scalar] = {
+        "kind": "metric-task",
+        "version": WIRE_VERSION,
+        "run-id": task.run_id,
+        "round": task.round,
+        "plan": task.plan,
+        "base-sha256": task.base_sha256,
+        "lora": canonical_json(to_table(task.lora)),
+        "manifest-sha256": task.manifest_sha256,
+    }
+    return Envelope(fields, task.tensors)
+
+
+def decode_metric_task(envelope: Envelope) -> MetricTask:
+    """Take a look at a metric out of an envelope.
+
+    Raises:
+        WireError: A field is missing, unknown, of the wrong type, or impossible.
+    """
+    fields = _Fields(envelope, "metric-task")
+    task = MetricTask(
+        run_id=fields.take("run-id", str),
+        round=fields.take("round", int),
+        plan=fields.take("plan", bytes),
+        base_sha256=fields.take("base-sha256", str),
+        lora=_settings(LoraConfig, "lora", fields.take("lora", str)),
+        manifest_sha256=fields.take("manifest-sha256", str),
+        tensors=_float_tensors(envelope),
+    )
+    fields.finish()
+    return task
+
+
+def encode_measurement(measurement: Measurement) -> Envelope:
+    """Put a noised value in an envelope."""
+    return Envelope(
+        {
+            "kind": "measurement",
+            "version": WIRE_VERSION,
+            "run-id": measurement.run_id,
+            "round": measurement.round,
+            "plan-sha256": measurement.plan_sha256,
+            "value": measurement.value,
+            "ledger-head": measurement.receipt.ledger_head,
+            "ledger-entry": measurement.receipt.entry_index,
+        }
+    )
+
+
+def decode_measurement(envelope: Envelope) -> Measurement:
+    """Take a noised value out of an envelope; its bounds are still to be checked.
+
+    Raises:
+        WireError: A field is missing, unknown, of the wrong type, or impossible, or there is a
+            tensor.
+    """
+    fields = _Fields(envelope, "measurement")
+    measurement = Measurement(
+        run_id=fields.take("run-id", str),
+        round=fields.take("round", int),
+        plan_sha256=fields.take("plan-sha256", str),
+        value=fields.take("value", float),
+        receipt=_receipt(fields),
+    )
+    fields.finish()
+    if envelope.tensors:
+        raise WireError(expected("tensors", sorted(envelope.tensors)[:4], "none beside a value"))
+    return measurement
 
 
 def canonical_json(value: object) -> str:
