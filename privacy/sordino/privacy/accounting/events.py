@@ -224,8 +224,9 @@ def gaussians(event: Event, unit: Unit | None = None, records_per_user: int | No
         records_per_user: k, if it is bounded.
     """
     if unit in (None, event.unit):
-        sampled = isinstance(event, PoissonSampledGaussian | AdaptiveClipGaussian)
-        rate = event.sampling_rate if sampled else 1.0
+        rate = 1.0
+        if isinstance(event, PoissonSampledGaussian | AdaptiveClipGaussian):
+            rate = event.sampling_rate
         return Gaussians(
             sampling_rate=rate, noise_multiplier=event.noise_multiplier, steps=event.steps
         )

@@ -312,8 +312,8 @@ class MetricFigures:
 
     Each record's value is clipped to [`low`, `high`]; `divisor` stands for a client's number of
     records, which is private: where a client has fewer, `value` leans towards the middle.
-    `noise_std` is of the noise in `value`. `epsilon` is what the looks so far cost a record by themselves; the
-    run's own ε holds them and the training.
+    `noise_std` is of the noise in `value`. `epsilon` is what the looks so far cost a record by
+    themselves; the run's own ε holds them and the training.
     """
 
     metric: str
