@@ -80,7 +80,8 @@ def test_order_does_not_depend_on_how_versions_were_gathered(report):
 def test_exported_names():
     assert package.__all__ == [
         "KNOWN_TO_A_SIMULATION", "SCHEMA_VERSION", "BaseCard", "ClientFigures", "Cost", "Energy",
-        "Epsilon", "Guarantee", "Leakage", "MetricFigures", "Noise", "RecordGuarantee", "RoundFigures", "Run",
+        "Epsilon", "Guarantee", "Leakage", "MetricFigures", "Noise", "RecordGuarantee",
+        "RoundFigures", "Run",
         "RunModel", "RunReport", "SecondOpinion", "UserGuarantee", "Utility", "UtilityFigures",
         "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
         "write_card", "write_report",

@@ -47,7 +47,8 @@ from sordino.privacy.plan import (
     plan_without_privacy,
     private_plan,
 )
-from sordino.server.metrics import keep_metric_plan, looks_of
+from sordino.server.metrics import looks_of
+from sordino.server.plans import keep_metric_plan
 from sordino.server.release import Releases
 from sordino.server.rounds import OnReply, OnRound, run_rounds
 from sordino.server.strategy import RoundReport, SordinoStrategy

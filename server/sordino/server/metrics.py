@@ -11,18 +11,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from sordino.core import adapters, app
 from sordino.core.config import ExperimentConfig, LoraConfig
-from sordino.core.durable import write_whole
 from sordino.core.errors import PlanError, UpdateRejectedError, WireError, expected
 from sordino.core.records import AdapterManifest, Measurement, MetricTask, Tensors, check_tensors
 from sordino.core.wire import Envelope, decode_measurement, encode_metric_task
-from sordino.privacy.plan import MetricPlan, decode_metric_plan
+from sordino.privacy.plan import MetricPlan
 from sordino.server.aggregate import HONEST_REJECTION, RECORDS_ALLOWANCE
 from sordino.server.replies import Asked, Dropped, ask, malformed
 
@@ -73,10 +71,6 @@ class LookReport:
             "bytes_down": self.bytes_down,
             "wall_s": self.wall_s,
         }
-
-
-METRIC_PLAN = "metric.json"
-"""The file of a metric's plan, beside `plan.json`."""
 
 
 class Looks:
@@ -233,22 +227,6 @@ def looks_of(
         lora=experiment.lora,
         timeout_s=experiment.federation.round_timeout_s,
     )
-
-
-def keep_metric_plan(folder: Path, plan: MetricPlan | None) -> None:
-    """Put a metric's plan beside the run's own, for whoever recomputes its ε."""
-    if plan is not None:
-        write_whole(folder / METRIC_PLAN, plan.canonical())
-
-
-def read_metric_plan(folder: Path) -> MetricPlan | None:
-    """The plan that `keep_metric_plan` wrote; None where there is none.
-
-    Raises:
-        PlanError: It can't be read.
-    """
-    path = folder / METRIC_PLAN
-    return decode_metric_plan(path.read_bytes()) if path.is_file() else None
 
 
 def validate_measurement(measurement: Measurement, *, plan: MetricPlan, look: int) -> float:

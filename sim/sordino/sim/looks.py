@@ -8,7 +8,8 @@ from typing import Any
 from sordino.privacy import accounting
 from sordino.privacy.accounting import Event
 from sordino.privacy.plan import MetricPlan, Plan
-from sordino.server.metrics import Looks, read_metric_plan
+from sordino.server.metrics import Looks
+from sordino.server.plans import read_metric_plan
 from sordino.server.report import MetricFigures
 from sordino.sim.folder import RunFolder
 

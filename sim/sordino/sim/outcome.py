@@ -20,7 +20,7 @@ from sordino.privacy import accounting
 from sordino.privacy.noise import SEEDED_LABEL, SYSTEM_LABEL
 from sordino.privacy.plan import AnyPlan, Plan, events_by_client, guarantee
 from sordino.server import report as rep
-from sordino.server.metrics import read_metric_plan
+from sordino.server.plans import read_metric_plan
 from sordino.sim import looks, population
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import RunFolder

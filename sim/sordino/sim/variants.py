@@ -28,7 +28,8 @@ from sordino.privacy.plan import (
     private_plan,
 )
 from sordino.server.app import federation_app
-from sordino.server.metrics import keep_metric_plan, looks_of, read_metric_plan
+from sordino.server.metrics import looks_of
+from sordino.server.plans import keep_metric_plan, read_metric_plan
 from sordino.server.strategy import RoundReport, SordinoStrategy
 from sordino.sim.folder import RunFolder, last_round, load_round, save_round
 from sordino.sim.grid import FIRST_NODE_ID, LocalGrid

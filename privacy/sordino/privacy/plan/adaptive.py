@@ -86,8 +86,9 @@ class ClipMemory:
         except (OSError, ValueError):
             return rule.start
         value = known.get("clip_norm")
-        ok = isinstance(value, float) and known.get("plan") == plan.sha256
-        return value if ok and rule.smallest <= value <= plan.clip_norm else rule.start
+        if not isinstance(value, float) or known.get("plan") != plan.sha256:
+            return rule.start
+        return value if rule.smallest <= value <= plan.clip_norm else rule.start
 
     def write(self, plan: Plan, clip_norm: float) -> None:
         """Keep the clip norm that a finished round came to."""

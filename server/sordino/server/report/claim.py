@@ -10,7 +10,7 @@ from sordino.privacy.claims import Claim, Facts, make_claim
 from sordino.privacy.ledger import read_heads
 from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.privacy.plan import CentralPlan, Plan, decode_plan
-from sordino.server.metrics import read_metric_plan
+from sordino.server.plans import read_metric_plan
 from sordino.server.report.codec import from_json
 from sordino.server.report.opinion import second_opinion
 from sordino.server.report.schema import RunReport
