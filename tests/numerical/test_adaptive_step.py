@@ -73,7 +73,7 @@ def plainly(metric, own):
     decoder, values = tiny.decoder(), []
     for record in RECORDS:
         batch = train.make_batch([record])
-        hidden = decoder.hidden(batch.ids, batch.packing, linear=own.linear)[batch.rows]
+        hidden = decoder.hidden(batch.ids, batch.packing, linears=own.linears)[batch.rows]
         logits = hidden @ decoder.head.tile(0, decoder.head.rows, hidden.dtype).t()
         if metric == "accuracy":
             values.append((logits.argmax(1) == batch.targets).double().mean())
@@ -97,7 +97,7 @@ def test_the_first_choice_is_the_largest_logit_over_all_tiles(monkeypatch):
     hidden = torch.randn(50, head.columns, generator=torch.Generator().manual_seed(0))
     expected = (hidden @ head.tile(0, head.rows, hidden.dtype).t()).argmax(1)
     for tile in (7, 101, 8192):
-        monkeypatch.setattr("sordino.client.measure.HEAD_TILE", tile)
+        monkeypatch.setattr("sordino.client.measure.TILE", tile)
         assert torch.equal(first_choices(hidden, head), expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from sordino.client.batches import Tokens, make_batch
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder
-from sordino.client.model.loss import HEAD_TILE
 from sordino.client.model.matrices import Matrix
 from sordino.client.train import evaluate
 from sordino.core.errors import PlanError, expected
+
+TILE: Final = 8192  # rows of the vocabulary whose logits are made at once
 
 
 def record_values(
@@ -60,7 +62,7 @@ def _accuracies(
 ) -> NDArray[np.float64]:
     batch = make_batch(records)
     with torch.no_grad():
-        hidden = decoder.hidden(batch.ids, batch.packing, linear=adapter.linear)
+        hidden = decoder.hidden(batch.ids, batch.packing, linears=adapter.linears)
         right = first_choices(hidden[batch.rows], decoder.head) == batch.targets
     owners = batch.owners.numpy()
     hits = np.bincount(owners, weights=right.numpy(), minlength=batch.records)
@@ -76,8 +78,8 @@ def first_choices(hidden: Tensor, head: Matrix) -> Tensor:
     """
     best = hidden.new_full((hidden.shape[0],), -torch.inf)
     choice = torch.zeros(hidden.shape[0], dtype=torch.int64)
-    for start in range(0, head.rows, HEAD_TILE):
-        stop = min(start + HEAD_TILE, head.rows)
+    for start in range(0, head.rows, TILE):
+        stop = min(start + TILE, head.rows)
         value, index = (hidden @ head.tile(start, stop, hidden.dtype).t()).max(dim=1)
         better = value > best
         best = torch.where(better, value, best)
