@@ -258,7 +258,7 @@ def test_through_flower_and_errors_say_nothing_of_the_data(session: TinySession)
 
 # --- what leaves is as noisy as is charged, and clipped ----------------------------------------
 
-LOOKS = 200
+LOOKS = 64
 
 
 def answers(session: TinySession) -> np.ndarray:
@@ -272,7 +272,7 @@ def as_charged(found: np.ndarray, plan: MetricPlan) -> bool:
     """Mean and spread of what a client sends: 10 records of 2.0 about 4.0, and the noise."""
     std = plan.noise_multiplier * plan.clip_norm / plan.divisor
     close = abs(np.mean(found) - 2.0) < 4 * std / math.sqrt(LOOKS)
-    return bool(close and abs(np.std(found) / std - 1) < 0.2)
+    return bool(close and abs(np.std(found) / std - 1) < 0.35)  # four of its own errors
 
 
 def test_what_leaves_is_as_noisy_as_is_charged(session: TinySession) -> None:
