@@ -214,7 +214,7 @@ class RoundMechanism:
 
         It can't catch every such sum, only one that gives itself away; an empty batch's is zero.
         """
-        most = self._steps.batch * self._plan.clip_norm * _ROUNDING
+        most = self._steps.batch * self.clip_norm * _ROUNDING
         wide = np.asarray(total, dtype=np.float64)
         with np.errstate(over="ignore"):
             length = np.sqrt(wide @ wide)
