@@ -16,10 +16,17 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from support.federation import TinySession, make_plan, make_task
+from support.federation import (
+    TinySession,
+    make_metric,
+    make_metric_task,
+    make_plan,
+    make_task,
+)
 from support.ledgers import RefusedError, at_most
 
-from sordino.client.app import LEDGER, answer
+from sordino.client.app import answer, answer_metric
+from sordino.client.charged import LEDGER
 from sordino.core.errors import LedgerError
 from sordino.core.wire import pack
 from sordino.privacy.ledger import read_ledger
@@ -103,8 +110,14 @@ class WatchedSession(TinySession):
         return Watched(self, run_id, number)
 
 
-def work(folder, number, kill_at="", cap=ROUNDS):
-    """One round in this process: killed at a step, or answered; the exit code says which."""
+def reply(session, number, at, kind):
+    if kind == "metric":
+        return answer_metric(session, make_metric_task(number, make_metric(rounds=ROUNDS)), at)
+    return answer(session, task(number), at)
+
+
+def work(folder, number, kill_at="", cap=ROUNDS, kind="round"):
+    """A round, or a look, in this process: killed at a step, or answered; the exit code says."""
 
     def at(step):
         steps.append(step)
@@ -115,7 +128,7 @@ def work(folder, number, kill_at="", cap=ROUNDS):
     journal = Journal(folder / "journal")
     session = WatchedSession("alice", folder / "state").watch(journal, at, cap)
     try:
-        data = pack(answer(session, task(number), at))
+        data = pack(reply(session, number, at, kind))
     except RefusedError:
         os._exit(4)
     except LedgerError:
@@ -125,18 +138,20 @@ def work(folder, number, kill_at="", cap=ROUNDS):
     os._exit(0)
 
 
-def run(folder, number, kill_at="", cap=ROUNDS):
+def run(folder, number, kill_at="", cap=ROUNDS, kind="round"):
     child = multiprocessing.get_context("fork").Process(
-        target=work, args=(folder, number, kill_at, cap)
+        target=work, args=(folder, number, kill_at, cap, kind)
     )
     child.start()
     child.join(60)
     return child.exitcode
 
 
-def timed(folder, number):
+def timed(folder, number, kind="round"):
     """A round's exit code, and its seconds without those that it only waited for a processor."""
-    child = multiprocessing.get_context("fork").Process(target=work, args=(folder, number))
+    child = multiprocessing.get_context("fork").Process(
+        target=work, args=(folder, number, "", ROUNDS, kind)
+    )
     began = time.monotonic()
     child.start()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -161,9 +176,10 @@ def check(folder, cap=ROUNDS):
     for standing in charges:
         name = (standing.reserve.run_id, standing.reserve.round)
         assert len(processes[name]) <= 1, "noise was drawn twice for one charge"
-        assert draws[name] <= STEPS_A_ROUND
+        every = 1 if name[0] == make_metric().run_id else STEPS_A_ROUND
+        assert draws[name] <= every
         if standing.state == "released":
-            assert draws[name] == STEPS_A_ROUND
+            assert draws[name] == every
             order = [e.state for e in book.entries if standing.number in _of(e)]
             assert order == ["reserve", "commit", "released"]
     artefacts = {s.reserve.round: s.artefact for s in charges if s.state == "released"}
@@ -184,30 +200,35 @@ def test_the_steps_are_these(tmp_path):
     assert check(tmp_path) == {1: "released"}
 
 
-def kill_and_go_on(folder, step, times):
+def kill_and_go_on(folder, step, times, kind="round"):
     number = 0
     for again in range(times):
         number += 1
         if step.startswith("opened") and again:
             break  # a ledger is opened once
-        assert run(folder, number, step) == -signal.SIGKILL
-        code, took = timed(folder, number)
+        assert run(folder, number, step, kind=kind) == -signal.SIGKILL
+        code, took = timed(folder, number, kind)
         assert took < 5.0
         after = check(folder)
         assert (code, after[number]) == ((3, "abandoned") if step in LOST else (0, "released"))
-        assert run(folder, number) == code  # and again the same: the same bytes, or none
+        assert run(folder, number, kind=kind) == code  # again the same: the same bytes, or none
         check(folder)
     sent = defaultdict(set)
     for line, digest in Journal(folder / "journal").lines("sent"):
         sent[line].add(digest)
     assert all(len(digests) == 1 for digests in sent.values())
-    assert run(folder, number + 1) == 0  # the next round goes on
+    assert run(folder, number + 1, kind=kind) == 0  # the next round goes on
     check(folder)
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at(tmp_path, step):
     kill_and_go_on(tmp_path, step, 2)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_paid_look_killed_at(tmp_path, step):
+    kill_and_go_on(tmp_path, step, 1, "metric")
 
 
 def _work_until_the_draft_is_written(folder):

@@ -296,6 +296,8 @@ def test_impossible_orders(orders):
 
 def test_exported_members_are_locked():
     assert set(accounting.__all__) == {
+        "AdaptiveClipGaussian",
+        "raised_noise",
         "Comparison",
         "DECIMALS",
         "DEFAULT_ORDERS",

@@ -13,15 +13,17 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from sordino.client.app import LocalWork, make_app
+from sordino.client.app import make_app
+from sordino.client.contract import LocalWork
 from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
-from sordino.core.records import Receipt, Tensors, TrainTask, Update
+from sordino.core.records import MetricTask, Receipt, Tensors, TrainTask, Update
 from sordino.core.wire import decode_task, encode_update
 from sordino.privacy.noise import seeded_source
-from sordino.privacy.plan import NoPrivacyPlan, Plan, decode_plan
+from sordino.privacy.plan import MetricPlan, NoPrivacyPlan, Plan, decode_plan
 from sordino.privacy.policy import Cap, Policy
+from sordino.server.metrics import Looks
 from sordino.server.strategy import SordinoStrategy
 
 ARCHITECTURE = {
@@ -42,6 +44,8 @@ POLICY = Policy(  # loose, so that a test says for itself what it is about
     min_cohort=1,
     amplification=True,
     caps=(Cap(epsilon=1e6, delta=1e-5),),
+    metrics=("loss",),
+    min_metric_noise=0.01,
 )
 SCRIPTED = "support.federation:scripted"
 TRAINING = "support.federation:training"
@@ -61,6 +65,45 @@ def make_plan(**changes: object) -> Plan:
     return Plan(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def make_metric(**changes: object) -> MetricPlan:
+    values: dict[str, object] = {
+        "run_id": "run-1:loss",
+        "rounds": 3,
+        "metric": "loss",
+        "purpose": "metric",
+        "noise_multiplier": 4.0,
+        "clip_norm": 4.0,
+        "centre": 4.0,
+        "divisor": 10.0,
+        "delta": 1e-5,
+    }
+    return MetricPlan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_looks(plan: MetricPlan | None = None, every: int = 1) -> Looks:
+    return Looks(
+        plan=plan or make_metric(),
+        every=every,
+        manifest=MANIFEST,
+        base_sha256=BASE,
+        lora=LORA,
+        timeout_s=60.0,
+    )
+
+
+def make_metric_task(look: int = 1, plan: MetricPlan | None = None) -> MetricTask:
+    plan = plan or make_metric()
+    return MetricTask(
+        run_id=plan.run_id,
+        round=look,
+        plan=plan.canonical(),
+        base_sha256=BASE,
+        lora=LORA,
+        manifest_sha256=MANIFEST.sha256,
+        tensors={},
+    )
+
+
 def open_plan(**changes: object) -> NoPrivacyPlan:
     values: dict[str, object] = {
         "run_id": "run-1",
@@ -77,6 +120,7 @@ def make_strategy(
     lora: LoraConfig = LORA,
     min_updates: int = 1,
     timeout_s: float = 60.0,
+    looks: Looks | None = None,
 ) -> SordinoStrategy:
     return SordinoStrategy(
         plan=plan or make_plan(),
@@ -85,6 +129,7 @@ def make_strategy(
         lora=lora,
         train=TRAIN,
         federation=FederationConfig(min_updates=min_updates, round_timeout_s=timeout_s),
+        looks=looks,
     )
 
 
@@ -203,6 +248,8 @@ class TinySession:
     policy: Policy = POLICY
     now: dict[str, bool] = field(default_factory=dict)
     trained: int = 0
+    measured: int = 0
+    values: tuple[float, ...] = (2.0,) * 10
     fail: Exception | None = None
 
     def conditions(self) -> dict[str, bool]:
@@ -231,6 +278,12 @@ class TinySession:
                 update[spec.name] -= work.train.learning_rate * part.astype(np.float32)
                 start += spec.size
         return update, {"batch_sizes": np.array(batches)}
+
+    def measure(self, metric: str, adapter: Tensors, lora: LoraConfig) -> np.ndarray:
+        if self.fail is not None:
+            raise self.fail
+        self.measured += 1
+        return np.array(self.values)
 
 
 def open_tiny(config) -> TinySession:  # type: ignore[no-untyped-def]

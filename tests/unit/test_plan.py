@@ -73,6 +73,11 @@ def run_step(mechanism, population=10, size=8):
 
 def test_exported_members_are_locked():
     assert set(coupler.__all__) == {
+        "AdaptiveClip",
+        "ChargedPlan",
+        "ClipMemory",
+        "decode_charged_plan",
+        "metric_plan",
         "AnyPlan",
         "CentralPlan",
         "CentralSum",

@@ -80,7 +80,8 @@ def test_order_does_not_depend_on_how_versions_were_gathered(report):
 def test_exported_names():
     assert package.__all__ == [
         "KNOWN_TO_A_SIMULATION", "SCHEMA_VERSION", "BaseCard", "ClientFigures", "Cost", "Energy",
-        "Epsilon", "Guarantee", "Leakage", "Noise", "RecordGuarantee", "RoundFigures", "Run",
+        "Epsilon", "Guarantee", "Leakage", "MetricFigures", "Noise", "RecordGuarantee",
+        "RoundFigures", "Run",
         "RunModel", "RunReport", "SecondOpinion", "UserGuarantee", "Utility", "UtilityFigures",
         "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
         "write_card", "write_report",
@@ -168,7 +169,7 @@ def test_an_interval_that_is_not_finite_cannot_be_reported(report):
         ("run.model.sha256", "abc", "64 lowercase"),
         ("run.model.name", " ", "not empty"),
         ("utility.private.tokens", 0, ">= 1"),
-        ("schema_version", 2, "this release"),
+        ("schema_version", 3, "this release"),
     ],
 )
 def test_impossible_figures_are_refused(report, path, bad, words):
@@ -199,7 +200,7 @@ def test_sections_that_contradict_themselves_are_refused(report):
         ('"trust": "local"', '"trust": "total"', "one of local"),
         ('"status": "not audited"', '"status": "fine"', "one of not audited"),
         ('"seed": 0', '"seed": 0, "seed": 1', "each once"),
-        ('"schema_version": 1', '"schema_version": 1,,', "not valid JSON"),
+        ('"schema_version": 2', '"schema_version": 2,,', "not valid JSON"),
         ('"$.utility"', '"$.nothing"', "name a field"),
     ],
 )

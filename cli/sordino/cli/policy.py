@@ -10,7 +10,7 @@ import typer
 from sordino.core.errors import PolicyError, PolicyRefusedError
 
 if TYPE_CHECKING:
-    from sordino.privacy.plan import CentralPlan, Plan
+    from sordino.privacy.plan import ChargedPlan
     from sordino.privacy.policy import Policy
 
 app = typer.Typer(help="Show, sign and try the policies of devices.", no_args_is_help=True)
@@ -50,7 +50,7 @@ def sign(
 
 @app.command()
 def check(
-    plan: Path = typer.Argument(help="A plan.json."),
+    plan: Path = typer.Argument(help="A plan.json, or a metric.json."),
     policies: Path = typer.Option(..., "--policies", help="A folder of policies, *.toml."),
     base_sha256: str | None = typer.Option(None, help="The base model's hash."),
     rank: int | None = typer.Option(None, help="The adapter's rank."),
@@ -79,7 +79,7 @@ def check(
 
 def _try(
     policy: Policy,
-    plan: Plan | CentralPlan,
+    plan: ChargedPlan,
     base_sha256: str | None,
     rank: int | None,
     targets: list[str],
@@ -98,13 +98,10 @@ def _try(
         )
 
 
-def _read(path: Path) -> Plan | CentralPlan:
-    from sordino.privacy.plan import CentralPlan, Plan, decode_plan
+def _read(path: Path) -> ChargedPlan:
+    from sordino.privacy.plan import decode_charged_plan
 
     try:
-        plan = decode_plan(path.read_bytes())
+        return decode_charged_plan(path.read_bytes())
     except OSError as error:
         raise PolicyError(f"can't read {path}: {error.strerror}") from error
-    if not isinstance(plan, Plan | CentralPlan):
-        raise PolicyError(f"{path} is a plan without privacy: no policy is about it")
-    return plan

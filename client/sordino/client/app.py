@@ -1,4 +1,4 @@
-"""Flower's ClientApp: one round of one client, charged before it is trained.
+"""Flower's ClientApp: one round of one client, or one look at a metric, charged before it begins.
 
 The order is the guarantee: check the task, reserve and commit in the ledger (durable), train, keep
 the update by hash, write down its release, send. A retry finds the kept update and sends the same
@@ -6,30 +6,31 @@ bytes, with no second charge and no second draw. A crash before the commit lets 
 between the commit and the keeping leaves the round charged and abandoned; after that, a retry sends
 what was kept.
 
-Replies hold the update and a receipt: no loss, count, norm or timing. What the device saw of its
-own training goes to ``observations.jsonl`` in its own folder. Errors are stable words: an
-exception's own text may speak of the data, so it stays in the device's log.
+Replies hold the update, or the noised value that was paid for, and a receipt: no exact loss, no
+count, norm or timing. What the device saw of its own training goes to ``observations.jsonl`` in its
+own folder. Errors are stable words: an exception's own text may speak of the data, so it stays in
+the device's log.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from sordino.client.charged import UPDATES, Make, answer_once
+from sordino.client.contract import LocalWork, NodeConfig, OpenSession, Session
 from sordino.client.kept import KeptUpdates
 from sordino.core import adapters, durable
 from sordino.core import app as flower
-from sordino.core.config import LoraConfig, TrainConfig
+from sordino.core.config import METRICS
 from sordino.core.errors import (
     LedgerError,
     ModelError,
@@ -44,111 +45,47 @@ from sordino.core.errors import (
 from sordino.core.families import family_of, meant
 from sordino.core.records import (
     AdapterManifest,
+    Measurement,
+    MetricTask,
     Receipt,
     Tensors,
     TrainTask,
     Update,
     check_tensors,
 )
-from sordino.core.wire import Envelope, decode_task, encode_update, pack, unpack
-from sordino.privacy.ledger import Charge, Hook, Ledger, Limit, no_hook
-from sordino.privacy.noise import NoiseSource
+from sordino.core.wire import (
+    Envelope,
+    decode_metric_task,
+    decode_task,
+    encode_measurement,
+    encode_update,
+    pack,
+    unpack,
+)
+from sordino.privacy.ledger import Charge, Hook, no_hook
 from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
-    NoPrivacyMechanism,
+    ChargedPlan,
+    ClipMemory,
+    MetricPlan,
     NoPrivacyPlan,
     Plan,
-    RoundMechanism,
-    UserMechanism,
+    decode_metric_plan,
     decode_plan,
+    open_metric,
     open_round,
     open_round_without_privacy,
     open_update,
     request_of,
 )
-from sordino.privacy.policy import Conditions, Policy, check_request
+from sordino.privacy.policy import check_request
 
 logger = logging.getLogger(__name__)
 
-NodeConfig = Mapping[str, bool | int | float | str]
-LEDGER = "ledger.db"
-UPDATES = "updates"
+CLIPS = "clips"
 OBSERVATIONS = "observations.jsonl"
 MOST_SESSIONS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalWork:
-    """What a session is asked to train: everything checked, the adapter complete."""
-
-    run_id: str
-    round: int
-    adapter: Tensors  # all tensors, as they are before the round
-    trained: AdapterManifest  # the tensors to train and to return the change of
-    lora: LoraConfig
-    train: TrainConfig
-
-
-class Session(Protocol):
-    """One client's data and model, opened once and kept warm."""
-
-    @property
-    def client_id(self) -> str:
-        """Whose ledger this is."""
-        ...
-
-    @property
-    def dataset_id(self) -> str:
-        """The stable name of the records, which the ledger charges."""
-        ...
-
-    @property
-    def policy(self) -> Policy:
-        """What the device's owner allows: every request is held against it, before anything."""
-        ...
-
-    def conditions(self) -> Conditions:
-        """What is known of the device now, for a policy that says when to work."""
-        ...
-
-    @property
-    def limit(self) -> Limit | None:
-        """The lifetime cap of the device's own policy, which every charge is held against."""
-        ...
-
-    @property
-    def state_dir(self) -> Path:
-        """This client's own folder: ledger, kept updates, observations."""
-        ...
-
-    @property
-    def base_sha256(self) -> str:
-        """Hash of the base model's file."""
-        ...
-
-    @property
-    def architecture(self) -> Mapping[str, object]:
-        """The base model's ``config.json``."""
-        ...
-
-    @property
-    def allow_no_privacy(self) -> bool:
-        """Whether the owner lets this client train without privacy."""
-        ...
-
-    def noise_source(self, run_id: str, round_number: int) -> NoiseSource:
-        """The source that this client draws a round's noise and batches from."""
-        ...
-
-    def train(
-        self, work: LocalWork, mechanism: RoundMechanism | UserMechanism | NoPrivacyMechanism
-    ) -> tuple[Tensors, object]:
-        """Train; returns the change of each trained tensor, and private observations."""
-        ...
-
-
-OpenSession = Callable[[NodeConfig], Session]
 
 
 def make_app(open_session: OpenSession) -> ClientApp:
@@ -161,9 +98,18 @@ def make_app(open_session: OpenSession) -> ClientApp:
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
+        return reply(message, context, lambda s, e: answer(s, decode_task(e)))
+
+    @client.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return reply(message, context, lambda s, e: answer_metric(s, decode_metric_task(e)))
+
+    def reply(
+        message: Message, context: Context, work: Callable[[Session, Envelope], Envelope]
+    ) -> Message:
         try:
             session = session_for(json.dumps(dict(context.node_config), sort_keys=True))
-            envelope = answer(session, decode_task(flower.from_records(message.content)))
+            envelope = work(session, flower.from_records(message.content))
             return Message(flower.to_records(envelope), reply_to=message)
         except SordinoError as error:
             logger.warning("round %s refused: %s", message.metadata.group_id, error)
@@ -212,29 +158,55 @@ def answer(session: Session, task: TrainTask, at: Hook = no_hook) -> Envelope:
         if isinstance(plan, NoPrivacyPlan):
             data, seen = _without_privacy(session, work, plan)
         else:
-            data, seen = _privately(session, work, plan, at)
+            make = partial(_train_charged, session, work, plan)
+            data, seen = _privately(session, plan, work.round, make, at)
         if seen is not None:
             _observe(session.state_dir / OBSERVATIONS, task, seen)
     at("update:ready")
     return unpack(data)
 
 
-def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
-    if task.base_sha256 != session.base_sha256:
-        raise ModelError(expected("base_sha256", task.base_sha256, f"= {session.base_sha256}"))
-    manifest = adapters.adapter_manifest(session.architecture, task.lora)
-    if task.manifest_sha256 != manifest.sha256:
-        raise ModelError(expected("manifest_sha256", task.manifest_sha256, f"= {manifest.sha256}"))
-    plan = decode_plan(task.plan)
-    for name, got, wanted in (
-        ("run_id", task.run_id, plan.run_id),
-        ("local_steps", task.train.local_steps, plan.steps_per_round),
-    ):
-        if got != wanted:
-            raise PlanError(expected(name, got, f"= {wanted!r}, as in the plan"))
-    if task.round > plan.rounds:
-        raise PlanError(expected("round", task.round, f"<= {plan.rounds}, as in the plan"))
+def answer_metric(session: Session, task: MetricTask, at: Hook = no_hook) -> Envelope:
+    """Take a paid look at a metric, or find its kept answer; charged before a record is touched.
+
+    Args:
+        session: The client.
+        task: As decoded; not yet checked against the client's model and policy.
+        at: Told each step as it is reached.
+
+    Returns:
+        The measurement's envelope: the same for every retry of a look.
+
+    Raises:
+        SordinoError: The client refuses, or the look was charged and abandoned.
+    """
+    manifest = _check_model(session, task)
+    plan = decode_metric_plan(task.plan)
+    _check_schedule(task, plan)
+    if plan.metric not in METRICS:
+        raise PlanError(expected("metric", plan.metric, f"one of {', '.join(METRICS)}"))
     _hold_against_policy(session, task, plan)
+    adapter = adapters.complete_adapter(task.tensors, manifest, task.lora.init_seed)
+    durable.make_folder(session.state_dir)
+    with durable.locked(session.state_dir / "lock"):
+        make = partial(_measure_charged, session, task, adapter, plan)
+        data, _ = _privately(session, plan, task.round, make, at)
+    at("update:ready")
+    return unpack(data)
+
+
+def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
+    manifest = _check_model(session, task)
+    plan = decode_plan(task.plan)
+    _check_schedule(task, plan)
+    steps = task.train.local_steps
+    if steps != plan.steps_per_round:
+        required = f"= {plan.steps_per_round!r}, as in the plan"
+        raise PlanError(expected("local_steps", steps, required))
+    if not isinstance(plan, NoPrivacyPlan):
+        _hold_against_policy(session, task, plan)
+    elif not session.allow_no_privacy:
+        raise PlanError("a plan without privacy needs the device owner's explicit word")
     work = LocalWork(
         run_id=task.run_id,
         round=task.round,
@@ -246,11 +218,23 @@ def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
     return work, plan
 
 
-def _hold_against_policy(session: Session, task: TrainTask, plan: AnyPlan) -> None:
-    if isinstance(plan, NoPrivacyPlan):
-        if not session.allow_no_privacy:
-            raise PlanError("a plan without privacy needs the device owner's explicit word")
-        return
+def _check_model(session: Session, task: TrainTask | MetricTask) -> AdapterManifest:
+    if task.base_sha256 != session.base_sha256:
+        raise ModelError(expected("base_sha256", task.base_sha256, f"= {session.base_sha256}"))
+    manifest = adapters.adapter_manifest(session.architecture, task.lora)
+    if task.manifest_sha256 != manifest.sha256:
+        raise ModelError(expected("manifest_sha256", task.manifest_sha256, f"= {manifest.sha256}"))
+    return manifest
+
+
+def _check_schedule(task: TrainTask | MetricTask, plan: AnyPlan | MetricPlan) -> None:
+    if task.run_id != plan.run_id:
+        raise PlanError(expected("run_id", task.run_id, f"= {plan.run_id!r}, as in the plan"))
+    if task.round > plan.rounds:
+        raise PlanError(expected("round", task.round, f"<= {plan.rounds}, as in the plan"))
+
+
+def _hold_against_policy(session: Session, task: TrainTask | MetricTask, plan: ChargedPlan) -> None:
     # Both sides may name groups, or linears in several ways: compared are this base's own linears.
     family, lora = family_of(session.architecture), task.lora
     asked, allowed = meant(family, lora.targets), meant(family, session.policy.targets)
@@ -259,46 +243,19 @@ def _hold_against_policy(session: Session, task: TrainTask, plan: AnyPlan) -> No
 
 
 def _privately(
-    session: Session, work: LocalWork, plan: Plan | CentralPlan, at: Hook
+    session: Session, plan: ChargedPlan, round_number: int, make: Make, at: Hook
 ) -> tuple[bytes, object | None]:
-    """The update's bytes, and what was seen if it was trained now."""
-    ledger = Ledger(session.state_dir / LEDGER, session.client_id, at=at)
-    kept = KeptUpdates(session.state_dir / UPDATES)
-    settle(ledger, kept)
-    known = ledger.find(work.run_id, work.round)
-    if known is not None and known.state == "released":
-        if known.reserve.plan_sha256 != plan.sha256:
-            raise PlanError("this round was answered under another plan")
-        return kept.read(plan.sha256, work.round, known.artefact), None
-    at("task:checked")
-    charge = ledger.charge(plan, work.round, session.dataset_id, limit=session.limit)
-    try:
-        data, seen = _train_charged(session, work, plan, charge)
-        at("update:trained")
-        digest = kept.keep(plan.sha256, work.round, data)
-    except BaseException:
-        with suppress(LedgerError):  # else the next start does it
-            ledger.abandon(charge.number, "failed")
-        raise
-    at("update:kept")
-    ledger.release(charge.number, digest)
-    return data, seen
-
-
-def settle(ledger: Ledger, kept: KeptUpdates) -> None:
-    """Finish what a crash cut short: a kept update is released, any other round abandoned.
-
-    Only under the client's lock: a commit without an outcome is then nobody's work any more.
-    """
-    for standing in ledger.standings:
-        if standing.state != "commit":
-            continue
-        reserve = standing.reserve
-        digest = kept.find(reserve.plan_sha256, reserve.round)
-        if digest:
-            ledger.release(standing.number, digest)
-        else:
-            ledger.abandon(standing.number, "interrupted")
+    """The answer's bytes, and what was seen if they were made now."""
+    return answer_once(
+        plan,
+        round_number,
+        make,
+        state_dir=session.state_dir,
+        client_id=session.client_id,
+        dataset_id=session.dataset_id,
+        limit=session.limit,
+        at=at,
+    )
 
 
 def _train_charged(
@@ -310,9 +267,27 @@ def _train_charged(
         tensors, seen = session.train(work, user)
         tensors = user.clip_update(tensors)
     else:
-        tensors, seen = session.train(work, open_round(plan, charge, source))
-    receipt = Receipt(ledger_head=charge.commit.sha256, entry_index=charge.commit.index)
-    return _update_bytes(work, plan, tensors, receipt), seen
+        memory = ClipMemory(session.state_dir / CLIPS)
+        tensors, seen = session.train(work, open_round(plan, charge, source, memory))
+    return _update_bytes(work, plan, tensors, _receipt(charge)), seen
+
+
+def _measure_charged(
+    session: Session, task: MetricTask, adapter: Tensors, plan: MetricPlan, charge: Charge
+) -> tuple[bytes, None]:
+    look = open_metric(plan, charge, session.noise_source(plan.run_id, task.round))
+    measurement = Measurement(
+        run_id=task.run_id,
+        round=task.round,
+        plan_sha256=plan.sha256,
+        value=look.release(session.measure(plan.metric, adapter, task.lora)),
+        receipt=_receipt(charge),
+    )
+    return pack(encode_measurement(measurement)), None
+
+
+def _receipt(charge: Charge) -> Receipt:
+    return Receipt(ledger_head=charge.commit.sha256, entry_index=charge.commit.index)
 
 
 def _without_privacy(

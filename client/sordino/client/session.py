@@ -13,13 +13,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from sordino.client.app import LocalWork, NodeConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.client.contract import LocalWork, NodeConfig
 from sordino.client.data.records import Record, Source
 from sordino.client.data.source import open_source, select_users
 from sordino.client.data.tokens import TokenizerFile, TokenRecord
+from sordino.client.lora import LoraAdapter
+from sordino.client.measure import record_values
 from sordino.client.model.store import BaseModel, cache_root, open_base, resolve_model
 from sordino.client.train import Mechanism, Observations, Tensors, train_round
-from sordino.core.config import DataConfig, ModelConfig, PerformanceConfig
+from sordino.core.config import DataConfig, LoraConfig, ModelConfig, PerformanceConfig
 from sordino.core.errors import ConfigError, DataError, expected
 from sordino.core.settings import build
 from sordino.privacy.ledger import Limit
@@ -127,6 +132,16 @@ class ClientSession:
             lora=work.lora,
             train=work.train,
             performance=self.performance,
+        )
+
+    def measure(self, metric: str, adapter: Tensors, lora: LoraConfig) -> NDArray[np.float64]:
+        """A metric of each held-out record under an adapter: exact, private."""
+        return record_values(
+            metric,
+            self.base.decoder,
+            LoraAdapter(adapter, scale=lora.alpha / lora.rank),
+            self.held_out,
+            micro_batch=self.performance.micro_batch,
         )
 
 

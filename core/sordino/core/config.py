@@ -18,6 +18,7 @@ from sordino.core.settings import build, set_by_path
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+METRICS = ("loss", "accuracy")  # what can be bought of a client
 
 
 def _require(ok: bool, field_name: str, value: object, required: str, todo: str = "") -> None:
@@ -127,7 +128,12 @@ class PrivacyConfig:
     epsilon: float = 8.0  # for the whole run; the noise is solved for
     delta: float = 1e-5
     noise_multiplier: float | None = None  # given: used as it is, and epsilon is what comes out
-    clip_norm: float = 1.0
+    clip: Literal["fixed", "adaptive"] = "fixed"
+    clip_norm: float = 1.0  # adaptive: where it begins
+    clip_quantile: float = 0.5  # adaptive: the part of the records that isn't to be clipped
+    clip_rate: float = 0.2  # adaptive: how fast it follows the noised count
+    clip_range: float = 10.0  # adaptive: it stays within this factor of clip_norm, either way
+    clip_cost: float = 0.02  # adaptive: the gradients are so much noisier, to pay for the count
     sampling_rate: float = 0.1
     expected_batch: float = 13.0  # the public divisor: about sampling_rate × a client's records
     seeded_noise: bool = False  # reproducible, and then not private: for tests and method studies
@@ -156,12 +162,65 @@ class PrivacyConfig:
         _require(
             0 < self.sampling_rate <= 1, "privacy.sampling_rate", self.sampling_rate, "in (0, 1]"
         )
+        self._check_clip()
         _require(
             0 < self.expected_batch < math.inf,
             "privacy.expected_batch",
             self.expected_batch,
             "finite and > 0",
         )
+
+    def _check_clip(self) -> None:
+        _require(
+            self.clip == "fixed" or self.trust in ("local", "none"),
+            "privacy.clip",
+            self.clip,
+            "fixed with central trust",
+            "a clip norm that follows users' updates does not exist here yet",
+        )
+        quantile, width, cost = self.clip_quantile, self.clip_range, self.clip_cost
+        _require(0 < quantile < 1, "privacy.clip_quantile", quantile, "in (0, 1)")
+        _require(0 < self.clip_rate <= 1, "privacy.clip_rate", self.clip_rate, "in (0, 1]")
+        _require(1 < width <= 31, "privacy.clip_range", width, "in (1, 31]")
+        _require(1e-4 <= cost <= 1, "privacy.clip_cost", cost, "in [0.0001, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """A metric that each client sells for a share of ε: what a fleet may see of its utility.
+
+    Off by default: without it nothing that was measured on records leaves a client. Each record's
+    value is clipped to [`low`, `high`]; the sum is noised on the device and divided by
+    `expected_records`, which is public.
+    """
+
+    metric: Literal["none", "loss", "accuracy"] = "none"
+    every: int = 1  # rounds from one look to the next
+    epsilon_share: float = 0.1  # of privacy.epsilon, for all looks; the noise is solved for
+    noise_multiplier: float | None = None  # given: used as it is
+    low: float = 0.0
+    high: float | None = None  # of a record's value; None: 8 nats a token, or all tokens right
+    expected_records: float = 30.0  # the public divisor: about a client's held-out records
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, "metrics.every", self.every, ">= 1")
+        share = self.epsilon_share
+        _require(0 < share < 1, "metrics.epsilon_share", share, "in (0, 1)")
+        sigma = self.noise_multiplier
+        ok = sigma is None or 0 < sigma < math.inf
+        _require(ok, "metrics.noise_multiplier", sigma, "finite and > 0")
+        _require(math.isfinite(self.low), "metrics.low", self.low, "finite")
+        above = f"finite and > metrics.low ({self.low})"
+        _require(self.low < self.highest < math.inf, "metrics.high", self.highest, above)
+        records = self.expected_records
+        _require(0 < records < math.inf, "metrics.expected_records", records, "finite and > 0")
+
+    @property
+    def highest(self) -> float:
+        """The upper end of a record's value."""
+        if self.high is not None:
+            return self.high
+        return 1.0 if self.metric == "accuracy" else 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +270,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
 
@@ -223,12 +283,38 @@ class ExperimentConfig:
             "> 0 with central trust",
             "say how many users there are: the divisor must be public",
         )
+        self._check_metrics()
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,
             "federation.min_updates",
             self.federation.min_updates,
             f"<= the number of clients ({clients})",
+        )
+
+    def _check_metrics(self) -> None:
+        metrics, privacy = self.metrics, self.privacy
+        if metrics.metric == "none":
+            return
+        _require(
+            privacy.trust == "local",
+            "metrics.metric",
+            metrics.metric,
+            f"none with {privacy.trust} trust",
+            "a metric is paid for with noise on the device, unit record",
+        )
+        _require(
+            metrics.every <= self.federation.rounds,
+            "metrics.every",
+            metrics.every,
+            f"<= federation.rounds ({self.federation.rounds})",
+        )
+        _require(
+            privacy.noise_multiplier is None or metrics.noise_multiplier is not None,
+            "metrics.noise_multiplier",
+            metrics.noise_multiplier,
+            "given beside privacy.noise_multiplier",
+            "there is no target epsilon to take a share of",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -172,6 +173,43 @@ class Receipt:
         require_sha256("ledger_head", self.ledger_head)
         if not 0 <= self.entry_index < 2**62:
             raise WireError(expected("entry_index", self.entry_index, ">= 0"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricTask:
+    """One look at a metric of an adapter, for one client; `tensors` as in a `TrainTask`."""
+
+    run_id: str
+    round: int
+    plan: bytes  # a metric's own plan, whose run and rounds these are
+    base_sha256: str
+    lora: LoraConfig
+    manifest_sha256: str
+    tensors: Tensors
+
+    def __post_init__(self) -> None:
+        require_run_id(self.run_id)
+        _require_round(self.round)
+        require_sha256("base_sha256", self.base_sha256)
+        require_sha256("manifest_sha256", self.manifest_sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A client's answer to a look: the noised value that was paid for, and nothing exact."""
+
+    run_id: str
+    round: int
+    plan_sha256: str
+    value: float
+    receipt: Receipt
+
+    def __post_init__(self) -> None:
+        require_run_id(self.run_id)
+        _require_round(self.round)
+        require_sha256("plan_sha256", self.plan_sha256)
+        if not math.isfinite(self.value):
+            raise WireError(expected("value", self.value, "finite"))
 
 
 @dataclass(frozen=True, kw_only=True)

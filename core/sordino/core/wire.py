@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import ConfigError, WireError, expected
-from sordino.core.records import MAX_NAME, Receipt, Tensors, TrainTask, Update
+from sordino.core.records import (
+    MAX_NAME,
+    Measurement,
+    MetricTask,
+    Receipt,
+    Tensors,
+    TrainTask,
+    Update,
+)
 from sordino.core.settings import build, to_table
 
 Scalar = str | bytes | int | float
@@ -59,17 +67,7 @@ class Envelope:
 
 def encode_task(task: TrainTask) -> Envelope:
     """Put a task in an envelope."""
-    fields: dict[str, Scalar] = {
-        "kind": "train-task",
-        "version": WIRE_VERSION,
-        "run-id": task.run_id,
-        "round": task.round,
-        "plan": task.plan,
-        "base-sha256": task.base_sha256,
-        "lora": canonical_json(to_table(task.lora)),
-        "train": canonical_json(to_table(task.train)),
-        "manifest-sha256": task.manifest_sha256,
-    }
+    fields = _asked("train-task", task) | {"train": canonical_json(to_table(task.train))}
     return Envelope(fields, task.tensors)
 
 
@@ -80,33 +78,15 @@ def decode_task(envelope: Envelope) -> TrainTask:
         WireError: A field is missing, unknown, of the wrong type, or impossible.
     """
     fields = _Fields(envelope, "train-task")
-    task = TrainTask(
-        run_id=fields.take("run-id", str),
-        round=fields.take("round", int),
-        plan=fields.take("plan", bytes),
-        base_sha256=fields.take("base-sha256", str),
-        lora=_settings(LoraConfig, "lora", fields.take("lora", str)),
-        train=_settings(TrainConfig, "train", fields.take("train", str)),
-        manifest_sha256=fields.take("manifest-sha256", str),
-        tensors=_float_tensors(envelope),
-    )
+    train = _settings(TrainConfig, "train", fields.take("train", str))
+    task = TrainTask(**_take_asked(fields), train=train, tensors=_float_tensors(envelope))
     fields.finish()
     return task
 
 
 def encode_update(update: Update) -> Envelope:
     """Put an update in an envelope."""
-    fields: dict[str, Scalar] = {
-        "kind": "update",
-        "version": WIRE_VERSION,
-        "run-id": update.run_id,
-        "round": update.round,
-        "plan-sha256": update.plan_sha256,
-    }
-    if update.receipt is not None:
-        fields["ledger-head"] = update.receipt.ledger_head
-        fields["ledger-entry"] = update.receipt.entry_index
-    return Envelope(fields, update.tensors)
+    return Envelope(_answered("update", update), update.tensors)
 
 
 def decode_update(envelope: Envelope) -> Update:
@@ -116,15 +96,49 @@ def decode_update(envelope: Envelope) -> Update:
         WireError: A field is missing, unknown, of the wrong type, or impossible.
     """
     fields = _Fields(envelope, "update")
-    update = Update(
-        run_id=fields.take("run-id", str),
-        round=fields.take("round", int),
-        plan_sha256=fields.take("plan-sha256", str),
-        tensors=dict(envelope.tensors),
-        receipt=_receipt(fields) if "ledger-head" in envelope.fields else None,
-    )
+    receipt = _receipt(fields) if "ledger-head" in envelope.fields else None
+    named = fields.take_all(run_id=str, round=int, plan_sha256=str)
+    update = Update(**named, tensors=dict(envelope.tensors), receipt=receipt)
     fields.finish()
     return update
+
+
+def encode_metric_task(task: MetricTask) -> Envelope:
+    """Put a look at a metric in an envelope."""
+    return Envelope(_asked("metric-task", task), task.tensors)
+
+
+def decode_metric_task(envelope: Envelope) -> MetricTask:
+    """Take a look at a metric out of an envelope.
+
+    Raises:
+        WireError: A field is missing, unknown, of the wrong type, or impossible.
+    """
+    fields = _Fields(envelope, "metric-task")
+    task = MetricTask(**_take_asked(fields), tensors=_float_tensors(envelope))
+    fields.finish()
+    return task
+
+
+def encode_measurement(measurement: Measurement) -> Envelope:
+    """Put a noised value in an envelope."""
+    return Envelope({**_answered("measurement", measurement), "value": measurement.value})
+
+
+def decode_measurement(envelope: Envelope) -> Measurement:
+    """Take a noised value out of an envelope; its bounds are still to be checked.
+
+    Raises:
+        WireError: A field is missing, unknown, of the wrong type, or impossible, or there is a
+            tensor.
+    """
+    fields = _Fields(envelope, "measurement")
+    named = fields.take_all(run_id=str, round=int, plan_sha256=str, value=float)
+    measurement = Measurement(**named, receipt=_receipt(fields))
+    fields.finish()
+    if envelope.tensors:
+        raise WireError(expected("tensors", sorted(envelope.tensors)[:4], "none beside a value"))
+    return measurement
 
 
 def canonical_json(value: object) -> str:
@@ -243,9 +257,36 @@ class _Fields:
             raise WireError(expected(name, type(value).__name__, f"of type {kind.__name__}"))
         return value
 
+    def take_all(self, **kinds: type) -> dict[str, Any]:
+        return {name: self.take(name.replace("_", "-"), kind) for name, kind in kinds.items()}
+
     def finish(self) -> None:
         if self._left:
             raise WireError(f"unknown field {sorted(self._left)[0]!r}")
+
+
+def _asked(kind: str, task: TrainTask | MetricTask) -> dict[str, Scalar]:
+    fields = _head(kind, task)
+    fields |= {"plan": task.plan, "lora": canonical_json(to_table(task.lora))}
+    return fields | {"base-sha256": task.base_sha256, "manifest-sha256": task.manifest_sha256}
+
+
+def _take_asked(fields: _Fields) -> dict[str, Any]:
+    lora = _settings(LoraConfig, "lora", fields.take("lora", str))
+    named = fields.take_all(run_id=str, round=int, plan=bytes, base_sha256=str, manifest_sha256=str)
+    return {**named, "lora": lora}
+
+
+def _answered(kind: str, answer: Update | Measurement) -> dict[str, Scalar]:
+    fields = _head(kind, answer) | {"plan-sha256": answer.plan_sha256}
+    if answer.receipt is not None:
+        fields["ledger-head"] = answer.receipt.ledger_head
+        fields["ledger-entry"] = answer.receipt.entry_index
+    return fields
+
+
+def _head(kind: str, said: TrainTask | MetricTask | Update | Measurement) -> dict[str, Scalar]:
+    return {"kind": kind, "version": WIRE_VERSION, "run-id": said.run_id, "round": said.round}
 
 
 @lru_cache(maxsize=32)

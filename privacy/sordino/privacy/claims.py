@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sordino.core.errors import ClaimError
 from sordino.core.stats import ceil_digits
-from sordino.privacy.plan import CentralPlan, Plan, Support, support
+from sordino.privacy.plan import CentralPlan, MetricPlan, Plan, Support, support
 
 if TYPE_CHECKING:
     from sordino.privacy.ledger import KeptHead
@@ -157,7 +157,11 @@ class Claim:
 
 
 def make_claim(
-    plan: Plan | CentralPlan, ledger: Path, facts: Facts, heads: Sequence[KeptHead] = ()
+    plan: Plan | CentralPlan,
+    ledger: Path,
+    facts: Facts,
+    heads: Sequence[KeptHead] = (),
+    metric: MetricPlan | None = None,
 ) -> Claim:
     """A run's claim, if its ledger bears it out.
 
@@ -166,6 +170,7 @@ def make_claim(
         ledger: The clients' export; under central trust the coordinator's ledger.
         facts: What the ledger can't know.
         heads: Heads that another party kept.
+        metric: The plan of the metric that the run bought, if it did.
 
     Raises:
         ClaimError: The ledger is defective or says otherwise, the noise was reproducible, no finite
@@ -174,7 +179,7 @@ def make_claim(
     """
     if "seeded" in facts.noise_source or "not private" in facts.noise_source:
         raise ClaimError("the noise came from a seed: whoever knows it can subtract the noise")
-    found = support(plan, ledger, heads)
+    found = support(plan, ledger, heads, metric)
     figures = found.guarantee
     if not math.isfinite(figures.epsilon_pld) or not figures.accountants_agree:
         raise ClaimError(
@@ -243,7 +248,11 @@ def _claim(plan: Plan | CentralPlan, facts: Facts, found: Support) -> Claim:
 
 def _native(found: Support) -> dict[str, Any]:
     values = asdict(found.event)
-    return {"kind": found.event.kind, **{key: values[key] for key in sorted(values)}}
+    native = {"kind": found.event.kind, **{key: values[key] for key in sorted(values)}}
+    if found.metric_event is not None:
+        look = {"kind": found.metric_event.kind, **asdict(found.metric_event)}
+        native |= {"looks": found.looks, **{f"look {key}": look[key] for key in sorted(look)}}
+    return native
 
 
 def _other_unit(unit: str, record: float, user: float) -> str:

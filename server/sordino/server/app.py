@@ -40,11 +40,15 @@ from sordino.privacy.noise import system_source
 from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
+    MetricPlan,
     central_plan,
     decode_plan,
+    metric_plan,
     plan_without_privacy,
     private_plan,
 )
+from sordino.server.metrics import looks_of
+from sordino.server.plans import keep_metric_plan
 from sordino.server.release import Releases
 from sordino.server.rounds import OnReply, OnRound, run_rounds
 from sordino.server.strategy import RoundReport, SordinoStrategy
@@ -98,9 +102,13 @@ def main(grid: Grid, context: Context) -> None:
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
         write_whole(folder / "adapter" / "adapter_model.safetensors", _packed(number, tensors))
-        line = {"event": "round", **asdict(report), "dropped": report.reasons}
+        lines: list[dict[str, object]] = [
+            {"event": "round", **asdict(report), "dropped": report.reasons}
+        ]
+        if strategy.looks is not None and (look := strategy.looks.after(number)) is not None:
+            lines.append({"event": "metric", **look.figures()})
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     run_rounds(grid, strategy, adapter, start_round=done + 1, on_round=keep)
     config = peft_config(settings.experiment, strategy.manifest)
@@ -182,6 +190,7 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
     if kept is not None and plan != kept:
         raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
+    keep_metric_plan(folder, _metric_plan(experiment, plan.run_id))
     return plan
 
 
@@ -196,8 +205,26 @@ def _new_plan(experiment: ExperimentConfig, run_id: str) -> AnyPlan:
             population=experiment.federation.population,
             user_rate=experiment.federation.user_rate,
         )
-    make = plan_without_privacy if experiment.privacy.trust == "none" else private_plan
-    return make(experiment.privacy, run_id=run_id, rounds=rounds, local_steps=steps)
+    if experiment.privacy.trust == "none":
+        return plan_without_privacy(
+            experiment.privacy, run_id=run_id, rounds=rounds, local_steps=steps
+        )
+    return private_plan(
+        experiment.privacy,
+        run_id=run_id,
+        rounds=rounds,
+        local_steps=steps,
+        metric=_metric_plan(experiment, run_id),
+    )
+
+
+def _metric_plan(experiment: ExperimentConfig, run_id: str) -> MetricPlan | None:
+    return metric_plan(
+        experiment.metrics,
+        experiment.privacy,
+        run_id=run_id,
+        rounds=experiment.federation.rounds,
+    )
 
 
 def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
@@ -213,14 +240,21 @@ def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
 
 def _strategy(settings: ServerSettings, plan: AnyPlan, folder: Path) -> SordinoStrategy:
     experiment = settings.experiment
+    manifest = adapters.adapter_manifest(settings.architecture, experiment.lora)
     return SordinoStrategy(
         plan=plan,
-        manifest=adapters.adapter_manifest(settings.architecture, experiment.lora),
+        manifest=manifest,
         base_sha256=settings.base_sha256,
         lora=experiment.lora,
         train=experiment.train,
         federation=experiment.federation,
         releases=_releases(plan, folder),
+        looks=looks_of(
+            experiment,
+            _metric_plan(experiment, plan.run_id),
+            manifest=manifest,
+            base_sha256=settings.base_sha256,
+        ),
     )
 
 

@@ -31,7 +31,8 @@ def run_rounds(
 
     Resuming is calling this again with the adapter that the last `on_round` was given and its
     round plus one. A round that failed may be run again as it is: clients that had already answered
-    resend the same bytes.
+    resend the same bytes. The same holds for a look at a paid metric, which is taken before
+    `on_round` is told: `strategy.looks.last` is then the round's, if one follows it.
 
     Args:
         grid: Where the clients are.
@@ -55,6 +56,8 @@ def run_rounds(
         replies = grid.send_and_receive(messages, timeout=timeout) if messages else ()
         adapter, report = strategy.close_round(_told(replies, on_reply))
         log.info("round %d: %d updates of %d", number, report.received, report.sent)
+        if strategy.looks is not None:
+            strategy.looks.take(grid, number, adapter, node_ids)
         if on_round is not None:
             on_round(number, adapter, report)
     return adapter

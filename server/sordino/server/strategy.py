@@ -7,10 +7,9 @@ has no start round and can't stop below a minimum of updates: `rounds.run_rounds
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import (
     ArrayRecord,
@@ -28,7 +27,6 @@ from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
 from sordino.core.errors import (
     PlanError,
     RoundFailedError,
-    UpdateRejectedError,
     WireError,
     expected,
 )
@@ -36,18 +34,11 @@ from sordino.core.records import AdapterManifest, Tensors, TrainTask, Update, ch
 from sordino.core.wire import Envelope, decode_update, encode_task
 from sordino.privacy.plan import AnyPlan
 from sordino.server import aggregate
+from sordino.server.metrics import Looks
 from sordino.server.release import Releases, is_central
+from sordino.server.replies import Asked, Dropped, ask, malformed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A message that brought no update, and the stable word for why."""
-
-    node_id: int
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +62,13 @@ class RoundReport:
 AnySum = aggregate.UpdateSum | aggregate.PrivateSum
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OpenRound:
     """A round between its tasks and its aggregate."""
 
     number: int
     adapter: Tensors
-    messages: Sequence[Message]
-    bytes_down: int
-    started: float
-    bytes_up: int = 0
-    dropped: list[Dropped] = field(default_factory=list)
+    asked: Asked
 
 
 class SordinoStrategy(Strategy):
@@ -98,6 +85,7 @@ class SordinoStrategy(Strategy):
             not for central trust: there a missing device counts as zero, and whether a round fails
             would tell how many answered.
         releases: For central trust: the coordinator's ledger and randomness.
+        looks: The looks at the metric that the run buys; None: it buys none.
 
     Raises:
         PlanError: The plan's steps are not the optimizer's, or `releases` is missing or too much.
@@ -113,6 +101,7 @@ class SordinoStrategy(Strategy):
         train: TrainConfig,
         federation: FederationConfig,
         releases: Releases | None = None,
+        looks: Looks | None = None,
     ) -> None:
         if (releases.plan if releases else None) != (plan if is_central(plan) else None):
             raise PlanError("expected a central plan's own releases, and none for another plan")
@@ -126,6 +115,7 @@ class SordinoStrategy(Strategy):
         self.train = train
         self.federation = federation
         self.releases = releases
+        self.looks = looks
         self.last_report: RoundReport | None = None
         self._open: _OpenRound | None = None
 
@@ -165,21 +155,15 @@ class SordinoStrategy(Strategy):
         if len(set(cohort)) < len(cohort):  # a client's second answer would count twice
             raise PlanError(expected("node_ids", cohort[:8], "without repeats"))
         check_tensors(adapter, self.manifest)
-        started = time.monotonic()
-        content = app.to_records(encode_task(self.task(round_number, adapter)))
-        messages = [
-            Message(
-                content,
-                dst_node_id=node_id,
-                message_type=MessageType.TRAIN,
-                ttl=self.federation.round_timeout_s,
-                group_id=str(round_number),
-            )
-            for node_id in self._asked(cohort)
-        ]
-        size = app.records_size(content) * len(messages)
-        self._open = _OpenRound(round_number, adapter, messages, size, started)
-        return messages
+        asked = ask(
+            app.to_records(encode_task(self.task(round_number, adapter))),
+            self._asked(cohort),
+            message_type=MessageType.TRAIN,
+            ttl_s=self.federation.round_timeout_s,
+            number=round_number,
+        )
+        self._open = _OpenRound(round_number, adapter, asked)
+        return asked.messages
 
     def close_round(self, replies: Iterable[Message]) -> tuple[Tensors, RoundReport]:
         """Validate and average the replies as they come, and make the next adapter.
@@ -198,7 +182,7 @@ class SordinoStrategy(Strategy):
         total = aggregate.UpdateSum(
             self.trained(opened.number),
             bound=self.norm_bound(opened.number),
-            cohort=max(len(opened.messages), 1),
+            cohort=max(len(opened.asked.messages), 1),
         )
         self._collect(opened, replies, total)
         self.last_report = report = _report(opened, total.count)
@@ -224,40 +208,19 @@ class SordinoStrategy(Strategy):
 
     def _collect(self, opened: _OpenRound, replies: Iterable[Message], total: AnySum) -> None:
         bound = self.norm_bound(opened.number)
-        waiting = _waiting(opened.messages)
-        for reply in replies:
-            node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
-            opened.bytes_up += app.records_size(reply.content) if reply.has_content() else 0
-            try:
-                self._accept(reply, node_id, opened.number, total, bound)
-            except UpdateRejectedError as error:
-                source = reply.metadata.src_node_id if node_id is None else node_id
-                _drop(opened, source, error.reason, str(error))
-        for node_id in waiting.values():
-            _drop(opened, node_id, "no-reply", "nothing came before the round's end")
 
-    def _accept(
-        self,
-        reply: Message,
-        node_id: int | None,
-        round_number: int,
-        total: AnySum,
-        bound: float,
-    ) -> None:
-        """Add one reply to the sum, or raise `UpdateRejectedError`."""
-        if node_id is None:
-            raise UpdateRejectedError("unexpected", "no message is waiting for this reply")
-        if reply.has_error():
-            raise UpdateRejectedError(*_error_reason(reply))
-        update = _update(reply.content)
-        aggregate.validate_update(
-            update,
-            round_number=round_number,
-            plan=self.plan,
-            trained=total.trained,
-            bound=bound,
-        )
-        total.add(update.tensors)
+        def accept(content: Envelope) -> None:
+            update = _update(content)
+            aggregate.validate_update(
+                update,
+                round_number=opened.number,
+                plan=self.plan,
+                trained=total.trained,
+                bound=bound,
+            )
+            total.add(update.tensors)
+
+        opened.asked.collect(replies, accept)
 
     # --- Flower's Strategy ---------------------------------------------------------------------
 
@@ -271,21 +234,30 @@ class SordinoStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Flower's hook: `close_round`. Clients send no metrics, so there are none."""
+        """Flower's hook: `close_round`. Nothing measured comes with an update."""
         adapter, _ = self.close_round(replies)
         return to_arrays(adapter), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing: a loss on private records would be a release that nobody accounted."""
-        return []
+        """Flower's hook: the paid look that follows this round, if the run buys one.
+
+        Nothing else: a loss on private records would be a release that nobody accounted.
+        """
+        if self.looks is None:
+            return []
+        adapter = app.from_records(RecordDict({app.FIELDS: ConfigRecord(), app.TENSORS: arrays}))
+        return self.looks.open(server_round, dict(adapter.tensors), sorted(grid.get_node_ids()))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Nothing, as nothing was asked."""
-        return None
+        """Flower's hook: the mean of the noised answers; None where nothing was asked."""
+        if self.looks is None or self.looks.number(server_round) is None:
+            return None
+        report = self.looks.close(replies)
+        return None if report.value is None else MetricRecord({report.metric: report.value})
 
     def summary(self) -> None:
         """Log what the run is."""
@@ -308,44 +280,21 @@ def to_arrays(adapter: Tensors) -> ArrayRecord:
     return record
 
 
-def _waiting(messages: Sequence[Message]) -> dict[str, int]:
-    """Which node each message's id waits for; the grid gave the ids when it sent them."""
-    return {
-        message.metadata.message_id or f"not sent {number}": message.metadata.dst_node_id
-        for number, message in enumerate(messages)
-    }
-
-
-def _update(records: RecordDict) -> Update:
+def _update(content: Envelope) -> Update:
     try:
-        return decode_update(app.from_records(records))
+        return decode_update(content)
     except WireError as error:
-        raise UpdateRejectedError("malformed", str(error)) from error
-
-
-def _error_reason(reply: Message) -> tuple[str, str]:
-    code, detail = reply.error.code, (reply.error.reason or "")[:200]
-    reason = {
-        app.ERROR_REFUSED: "client-refused",
-        app.ERROR_WORKER: "client-died",
-        app.ERROR_EXPIRED: "too-late",
-        app.ERROR_MALFORMED: "malformed",
-    }.get(code, "client-error")
-    return reason, f"code {code}, {detail!r}"
-
-
-def _drop(opened: _OpenRound, node_id: int, reason: str, detail: str) -> None:
-    log.warning("round %d: dropped node %d: %s (%s)", opened.number, node_id, reason, detail)
-    opened.dropped.append(Dropped(node_id=node_id, reason=reason, detail=detail))
+        raise malformed(error) from error
 
 
 def _report(opened: _OpenRound, received: int) -> RoundReport:
+    asked = opened.asked
     return RoundReport(
         round=opened.number,
-        sent=len(opened.messages),
+        sent=len(asked.messages),
         received=received,
-        dropped=tuple(opened.dropped),
-        bytes_down=opened.bytes_down,
-        bytes_up=opened.bytes_up,
-        wall_s=time.monotonic() - opened.started,
+        dropped=tuple(asked.dropped),
+        bytes_down=asked.bytes_down,
+        bytes_up=asked.bytes_up,
+        wall_s=asked.wall_s,
     )

@@ -70,11 +70,15 @@ class RunFolder:
 
     def rounds(self, variant: str) -> list[dict[str, Any]]:
         """The variant's finished rounds, as `log` wrote them, each once and in order."""
+        return self.events("round", variant)
+
+    def events(self, event: str, variant: str | None = None) -> list[dict[str, Any]]:
+        """The events of one name, by their round: each once, as it was last told, in order."""
         found: dict[int, dict[str, Any]] = {}
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8").splitlines():
                 entry = _parse(line)
-                if entry.get("event") == "round" and entry.get("variant") == variant:
+                if entry.get("event") == event and entry.get("variant") == variant:
                     found[entry["round"]] = entry
         return [found[number] for number in sorted(found)]
 

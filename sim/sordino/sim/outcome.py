@@ -20,7 +20,8 @@ from sordino.privacy import accounting
 from sordino.privacy.noise import SEEDED_LABEL, SYSTEM_LABEL
 from sordino.privacy.plan import AnyPlan, Plan, events_by_client, guarantee
 from sordino.server import report as rep
-from sordino.sim import population
+from sordino.server.plans import read_metric_plan
+from sordino.sim import looks, population
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import RunFolder
 from sordino.sim.variants import NO_FEDERATION, NO_PRIVACY, PRIVATE, observations, read_plan
@@ -68,7 +69,8 @@ def make_report(outcome: Outcome) -> rep.RunReport:
         leakage=rep.Leakage(),
         cost=_cost(rounds, seen),
         clients=_clients(outcome, plan, spent, seen),
-        rounds=tuple(_round(entry, plan) for entry in rounds),
+        rounds=tuple(_round(entry, plan, outcome) for entry in rounds),
+        metrics=looks.metric_rows(outcome.run, outcome.main),
         simulation_only=rep.KNOWN_TO_A_SIMULATION,
     )
 
@@ -101,6 +103,9 @@ def _guarantee(
     seen: list[list[dict[str, Any]]],
 ) -> rep.Guarantee:
     composition = f"all {plan.rounds} rounds of this run"
+    metric = read_metric_plan(outcome.run.state(outcome.main))
+    if metric is not None:
+        composition += f", and {metric.rounds} looks at its {metric.metric}"
     # Clients hold disjoint records, so a record's loss is that of its own client: the largest.
     worst = events[max(spent, key=lambda client: spent[client])] if spent else ()
     claim = guarantee(plan, worst, composition=composition)
@@ -197,10 +202,13 @@ def _clients(
     )
 
 
-def _round(entry: Mapping[str, Any], plan: AnyPlan) -> rep.RoundFigures:
+def _round(entry: Mapping[str, Any], plan: AnyPlan, outcome: Outcome) -> rep.RoundFigures:
     epsilon = None
     if isinstance(plan, Plan):
-        spent = accounting.epsilon_pld([plan.round_event()] * entry["round"], plan.delta)
+        metric = read_metric_plan(outcome.run.state(outcome.main))
+        every = outcome.config.metrics.every
+        events = looks.events_until(plan, metric, every, entry["round"])
+        spent = accounting.epsilon_pld(events, plan.delta)
         epsilon = _finite(spent)
     return rep.RoundFigures(
         round=entry["round"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
-from sordino.client.app import LEDGER
+from sordino.client.charged import LEDGER
 from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
@@ -198,13 +198,14 @@ class _Simulation:
         return NO_PRIVACY if self.config.privacy.trust == "none" else PRIVATE
 
     def _nodes(self, name: str) -> list[NodeConfig]:
+        variant = self._variant(name, range(0))
         return population.node_configs(
             self.config,
             self.users,
             state_root=self.run.state(name),
             cache=self.cache,
             without_privacy=name == NO_PRIVACY,
-            policy=policies.simulated_policy(self._variant(name, range(0)).plan(), self.run),
+            policy=policies.simulated_policy(variant.plan(), self.run, variant.metric()),
         )
 
     def _variant(self, name: str, nodes: range) -> Variant:

@@ -19,11 +19,21 @@ from sordino.core.adapters import adapter_manifest, initial_adapter
 from sordino.core.config import ExperimentConfig, TrainConfig
 from sordino.core.errors import RoundFailedError
 from sordino.core.records import Tensors
-from sordino.privacy.plan import AnyPlan, decode_plan, plan_without_privacy, private_plan
+from sordino.privacy.plan import (
+    AnyPlan,
+    MetricPlan,
+    decode_plan,
+    metric_plan,
+    plan_without_privacy,
+    private_plan,
+)
 from sordino.server.app import federation_app
+from sordino.server.metrics import looks_of
+from sordino.server.plans import keep_metric_plan, read_metric_plan
 from sordino.server.strategy import RoundReport, SordinoStrategy
 from sordino.sim.folder import RunFolder, last_round, load_round, save_round
 from sordino.sim.grid import FIRST_NODE_ID, LocalGrid
+from sordino.sim.looks import log_look
 from sordino.sim.progress import Progress
 
 PRIVATE = "private"
@@ -85,17 +95,32 @@ class Variant:
         rounds, steps = self.steps
         make = plan_without_privacy if self.name == NO_PRIVACY else private_plan
         run_id = f"{self.folder.run_id}.{self.name.replace('_', '-')}"
+        bought = {} if self.metric() is None else {"metric": self.metric()}
         plan: AnyPlan = make(
             self.config.privacy,
             run_id=run_id if self.name != PRIVATE else self.folder.run_id,
             rounds=rounds,
             local_steps=steps,
+            **bought,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
+        keep_metric_plan(path.parent, self.metric())
         part = path.with_suffix(".part")
         part.write_bytes(plan.canonical())
         part.replace(path)
         return plan
+
+    def metric(self) -> MetricPlan | None:
+        """The plan of the metric that the private run buys, kept beside its own."""
+        if self.name != PRIVATE:
+            return None
+        kept = read_metric_plan(_plan_path(self.folder, self.name).parent)
+        return kept or metric_plan(
+            self.config.metrics,
+            self.config.privacy,
+            run_id=self.folder.run_id,
+            rounds=self.steps[0],
+        )
 
     def strategy(self, *, min_updates: int | None = None) -> SordinoStrategy:
         """The strategy of this variant's rounds."""
@@ -103,13 +128,15 @@ class Variant:
         federation = config.federation
         if min_updates is not None:
             federation = replace(federation, min_updates=min_updates)
+        manifest = adapter_manifest(self.base.architecture, config.lora)
         return SordinoStrategy(
             plan=self.plan(),
-            manifest=adapter_manifest(self.base.architecture, config.lora),
+            manifest=manifest,
             base_sha256=self.base.sha256,
             lora=config.lora,
             train=replace(self._train(), local_steps=self.steps[1]),
             federation=federation,
+            looks=looks_of(config, self.metric(), manifest=manifest, base_sha256=self.base.sha256),
         )
 
     def _train(self) -> TrainConfig:
@@ -168,6 +195,7 @@ def run_federation(
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
         save_adapter_of(variant, number, tensors)
+        log_look(variant.folder, strategy.looks, number)
         figures = {**round_figures(report), **after_round(number)}
         save_round(variant.folder, variant.name, number, figures)
         result[0] = tensors

@@ -18,6 +18,7 @@ from sordino.privacy.accounting.curves import (
 )
 from sordino.privacy.accounting.divergences import check_orders
 from sordino.privacy.accounting.events import (
+    AdaptiveClipGaussian,
     Event,
     MetricGaussian,
     PoissonSampledGaussian,
@@ -27,6 +28,7 @@ from sordino.privacy.accounting.events import (
     UserGaussian,
     event_fields,
     event_from_fields,
+    raised_noise,
     unit_of,
 )
 from sordino.privacy.accounting.figures import (
@@ -59,6 +61,7 @@ __all__ = [
     "LARGEST_NOISE",
     "NOT_BOUNDED",
     "SMALLEST_NOISE",
+    "AdaptiveClipGaussian",
     "Comparison",
     "Dominating",
     "Event",
@@ -85,6 +88,7 @@ __all__ = [
     "event_from_fields",
     "gaussian_delta",
     "group_epsilon",
+    "raised_noise",
     "spent",
     "unit_of",
 ]

@@ -51,6 +51,49 @@ class PoissonSampledGaussian:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptiveClipGaussian:
+    """A step of DP-SGD and a private quantile of the same batch, as the one Gaussian they are.
+
+    Each record of a Poisson batch adds its gradient, clipped to the present clip norm c. Beside it,
+    as one more coordinate, it adds whether its gradient was within c: 1 - γ if so and -γ if not,
+    times the public weight c·z/(n·max(γ, 1 - γ)). That coordinate is at most c·z/n, so the
+    whole vector's norm is at most C = c·√(1 + z²/n²), and all of it gets one noise of σ·C. Taken
+    apart, the gradients' noise is z·c and the count's is n times what one record moves it by, with
+    1/σ² = 1/z² + 1/n² (Andrew et al. 2021, theorem 1, where γ is 1/2 and n is 2σ_b). Both
+    share the batch's coins, so they are amplified together, once.
+
+    c follows the noised count alone and stays within `clip_norm`. ε doesn't depend on it.
+
+    Attributes:
+        sampling_rate: q in (0, 1], each unit's own coin at each step.
+        noise_multiplier: σ, of both together.
+        count_noise_multiplier: n, above σ.
+        quantile: γ in (0, 1), the part of the records that c is meant not to clip.
+        steps: How many times, >= 1.
+        clip_norm: The largest c.
+        unit: What is added or removed.
+    """
+
+    kind: ClassVar[str] = "adaptive-clip-gaussian"
+    neighbouring: ClassVar[str] = "add-or-remove-one"
+    sampling: ClassVar[str] = "poisson"
+
+    sampling_rate: float
+    noise_multiplier: float
+    count_noise_multiplier: float
+    quantile: float
+    steps: int
+    clip_norm: float = 1.0
+    unit: Unit = "record"
+
+    def __post_init__(self) -> None:
+        number("sampling_rate", self.sampling_rate, lambda v: 0 < v <= 1, "in (0, 1]")
+        number("quantile", self.quantile, lambda v: 0 < v < 1, "in (0, 1)")
+        _check(self)
+        raised_noise(self.noise_multiplier, self.count_noise_multiplier)
+
+
+@dataclass(frozen=True, kw_only=True)
 class UserGaussian:
     """A user's whole update clipped to C, summed over users, Gaussian noise; nobody is sampled."""
 
@@ -92,8 +135,9 @@ class QuantileGaussian:
 
     Each unit gives +1/2 if its norm is within the present clip norm and -1/2 if not, so that it
     moves the sum by 1/2; that is this event's `clip_norm`. The step of the clip norm is made from
-    the noised sum alone. Nobody is sampled: a count over a training batch would share that batch's
-    coins, and could not be composed with it as if they were independent.
+    the noised sum alone. Nobody is sampled: a count over a training batch shares that batch's
+    coins, and could not be composed with it as if they were independent: that is
+    `AdaptiveClipGaussian`.
     """
 
     kind: ClassVar[str] = "quantile-gaussian"
@@ -134,11 +178,19 @@ class StopGaussian:
         _check(self)
 
 
-Event = PoissonSampledGaussian | UserGaussian | MetricGaussian | QuantileGaussian | StopGaussian
+Event = (
+    PoissonSampledGaussian
+    | AdaptiveClipGaussian
+    | UserGaussian
+    | MetricGaussian
+    | QuantileGaussian
+    | StopGaussian
+)
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         PoissonSampledGaussian,
+        AdaptiveClipGaussian,
         UserGaussian,
         MetricGaussian,
         QuantileGaussian,
@@ -172,7 +224,9 @@ def gaussians(event: Event, unit: Unit | None = None, records_per_user: int | No
         records_per_user: k, if it is bounded.
     """
     if unit in (None, event.unit):
-        rate = event.sampling_rate if isinstance(event, PoissonSampledGaussian) else 1.0
+        rate = 1.0
+        if isinstance(event, PoissonSampledGaussian | AdaptiveClipGaussian):
+            rate = event.sampling_rate
         return Gaussians(
             sampling_rate=rate, noise_multiplier=event.noise_multiplier, steps=event.steps
         )
@@ -182,6 +236,32 @@ def gaussians(event: Event, unit: Unit | None = None, records_per_user: int | No
     return Gaussians(
         sampling_rate=1.0, noise_multiplier=event.noise_multiplier / factor, steps=event.steps
     )
+
+
+def raised_noise(noise_multiplier: float, count_noise_multiplier: float) -> float:
+    """z: how noisy gradients must be so that they and a noised count cost σ together.
+
+    Args:
+        noise_multiplier: σ, of both releases together.
+        count_noise_multiplier: n, the count's noise over how far one unit moves the count.
+
+    Returns:
+        (σ⁻² - n⁻²)^(-1/2), above σ.
+
+    Raises:
+        PlanError: n isn't a finite number above σ: nothing would be left for the gradients.
+
+    >>> round(raised_noise(0.8, 4.0), 6)
+    0.816497
+    """
+    number(
+        "count_noise_multiplier",
+        count_noise_multiplier,
+        lambda v: v > noise_multiplier and noise_multiplier / v < 1,
+        f"finite and > the noise multiplier, {noise_multiplier}",
+    )
+    ratio = noise_multiplier / count_noise_multiplier
+    return noise_multiplier / math.sqrt((1.0 - ratio) * (1.0 + ratio))
 
 
 def event_fields(event: Event) -> dict[str, str | int | float]:

@@ -76,8 +76,22 @@ def spent(events: Mapping[str, Sequence[Event]], delta: float) -> dict[str, floa
     return result
 
 
-def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate_noise(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    beside: Sequence[Event] = (),
+) -> float:
     """The smallest noise multiplier, on a grid of 1e-4, whose PLD ε is at most `epsilon`.
+
+    Args:
+        epsilon: ε of everything together.
+        delta: Its δ.
+        sampling_rate: q of the steps.
+        steps: How many.
+        beside: What else the plan announces, of the unit record: it is paid first.
 
     Raises:
         PlanError: A value is out of range, or a noise multiplier of a million is too little.
@@ -86,12 +100,16 @@ def calibrate_noise(*, epsilon: float, delta: float, sampling_rate: float, steps
     0.8228
     """
     number("epsilon", epsilon, lambda v: v > 0, "finite and > 0")
+    taken = epsilon_pld(beside, delta)
+    if taken >= epsilon:
+        required = f"> {taken}, which the plan's other releases take by themselves"
+        raise PlanError(expected("epsilon", epsilon, required))
 
     def enough(grid: int, widen: float) -> bool:
         event = PoissonSampledGaussian(
             sampling_rate=sampling_rate, noise_multiplier=grid / _NOISE_STEPS, steps=steps
         )
-        return merged_epsilon(merge([event], delta), delta, widen=widen) <= epsilon
+        return merged_epsilon(merge([event, *beside], delta), delta, widen=widen) <= epsilon
 
     # A coarse PLD, still an upper bound, finds the place at a tenth of the cost; a fine one
     # settles it.

@@ -15,8 +15,14 @@ something else than what is drawn. An unfinished round stays charged.
         gradient = mechanism.release(clipped_sum) / mechanism.divisor
 """
 
+from sordino.privacy.plan.adaptive import ClipMemory
 from sordino.privacy.plan.central import CentralPlan
-from sordino.privacy.plan.decode import AnyPlan, decode_metric_plan, decode_plan
+from sordino.privacy.plan.decode import (
+    AnyPlan,
+    decode_charged_plan,
+    decode_metric_plan,
+    decode_plan,
+)
 from sordino.privacy.plan.figures import (
     events_by_client,
     events_of,
@@ -24,10 +30,22 @@ from sordino.privacy.plan.figures import (
     spent,
 )
 from sordino.privacy.plan.forecast import Forecast, first_refused_round, forecast, forecasts
-from sordino.privacy.plan.limits import binding_caps, counted, filter_of, policy_limit, request_of
-from sordino.privacy.plan.making import central_plan, plan_without_privacy, private_plan
+from sordino.privacy.plan.limits import (
+    ChargedPlan,
+    binding_caps,
+    counted,
+    filter_of,
+    policy_limit,
+    request_of,
+)
+from sordino.privacy.plan.making import (
+    central_plan,
+    metric_plan,
+    plan_without_privacy,
+    private_plan,
+)
 from sordino.privacy.plan.metrics import MetricMechanism, MetricPlan, open_metric
-from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
+from sordino.privacy.plan.plans import AdaptiveClip, NoPrivacyPlan, Plan
 from sordino.privacy.plan.rounds import (
     Mechanism,
     NoPrivacyMechanism,
@@ -40,9 +58,12 @@ from sordino.privacy.plan.support import Support, support
 from sordino.privacy.plan.verification import describe, verify_ledger
 
 __all__ = [
+    "AdaptiveClip",
     "AnyPlan",
     "CentralPlan",
     "CentralSum",
+    "ChargedPlan",
+    "ClipMemory",
     "Forecast",
     "Mechanism",
     "MetricMechanism",
@@ -56,6 +77,7 @@ __all__ = [
     "binding_caps",
     "central_plan",
     "counted",
+    "decode_charged_plan",
     "decode_metric_plan",
     "decode_plan",
     "describe",
@@ -66,6 +88,7 @@ __all__ = [
     "forecast",
     "forecasts",
     "guarantee",
+    "metric_plan",
     "open_metric",
     "open_round",
     "open_round_without_privacy",

@@ -18,8 +18,9 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 def encode(plan: Any) -> bytes:
-    """The only encoding of a plan."""
-    return canonical.encode({"kind": plan.kind, "version": VERSION, **asdict(plan)})
+    """The only encoding of a plan; what a plan doesn't have (None) isn't in it."""
+    values = {name: value for name, value in asdict(plan).items() if value is not None}
+    return canonical.encode({"kind": plan.kind, "version": VERSION, **values})
 
 
 def check_schedule(plan: Any) -> None:
@@ -42,6 +43,15 @@ def positive(plan: Any, name: str, *, below: float = math.inf, at_most: float = 
             bound = f"in (0, {at_most:g}]"
         raise PlanError(expected(name, value, bound))
     object.__setattr__(plan, name, float(value))  # 1 and 1.0 are one plan with one encoding
+
+
+def finite(plan: Any, name: str) -> None:
+    """Refuse anything but a finite number, and make it a float."""
+    value = getattr(plan, name)
+    number = isinstance(value, float) or type(value) is int
+    if not (number and abs(value) <= sys.float_info.max):
+        raise PlanError(expected(name, value, "finite"))
+    object.__setattr__(plan, name, float(value))
 
 
 def fixed(plan: Any, **values: str) -> None:

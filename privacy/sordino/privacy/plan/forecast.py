@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sordino.privacy.accounting import Event
 from sordino.privacy.ledger import GENESIS, WHOLE, Reserve
-from sordino.privacy.plan.central import CentralPlan
-from sordino.privacy.plan.limits import binding_caps, counted, filter_of
-from sordino.privacy.plan.plans import Plan
+from sordino.privacy.plan.limits import ChargedPlan, binding_caps, counted, filter_of
+from sordino.privacy.plan.metrics import MetricPlan
 from sordino.privacy.policy import Cap, Policy
 
 
@@ -42,14 +42,18 @@ class Forecast:
         )
 
 
-def first_refused_round(policy: Policy, plan: Plan | CentralPlan) -> int | None:
+def first_refused_round(policy: Policy, plan: ChargedPlan) -> int | None:
     """The first round of a plan that a device which has spent nothing refuses; None: it has all."""
     rounds = forecast(policy, plan, (), "any").rounds
     return None if rounds == plan.rounds else rounds + 1
 
 
 def forecasts(
-    policy: Policy, plan: Plan | CentralPlan, charged: Sequence[Reserve], dataset: str = ""
+    policy: Policy,
+    plan: ChargedPlan,
+    charged: Sequence[Reserve],
+    dataset: str = "",
+    metric: MetricPlan | None = None,
 ) -> tuple[Forecast, ...]:
     """A forecast for one dataset, or for each that was ever charged.
 
@@ -58,22 +62,27 @@ def forecasts(
         plan: The plan that would go on.
         charged: Everything that the device was charged.
         dataset: Which; empty: each that is charged, or `any` where nothing is.
+        metric: What the same run buys beside: all looks that are left are set aside first.
     """
     names = [dataset] if dataset else sorted({entry.dataset for entry in charged}) or ["any"]
-    return tuple(forecast(policy, plan, charged, name) for name in names)
+    return tuple(forecast(policy, plan, charged, name, metric) for name in names)
 
 
 def forecast(
-    policy: Policy, plan: Plan | CentralPlan, charged: Sequence[Reserve], dataset: str
+    policy: Policy,
+    plan: ChargedPlan,
+    charged: Sequence[Reserve],
+    dataset: str,
+    metric: MetricPlan | None = None,
 ) -> Forecast:
-    """How many more rounds of a plan a policy lets pass for a dataset."""
+    """How many more rounds of a plan a policy lets pass for a dataset; see `forecasts`."""
     new = _next(plan, dataset)
     caps = binding_caps(policy, dataset)
     if not any(cap.unit == plan.unit and not cap.period_days for cap in caps):
         return Forecast(dataset=dataset, rounds=0, planned=plan.rounds, cap=None, spent=0.0)
     found = []
     for cap in caps:
-        events = counted(cap, charged, new)
+        events = counted(cap, charged, new) + _looks_left(metric, charged, dataset)
         left = filter_of(cap).rounds_left(events, plan.round_event(), plan.rounds)
         spent = filter_of(cap).spent(events)
         found.append(
@@ -82,7 +91,16 @@ def forecast(
     return min(found, key=lambda forecast: forecast.rounds)
 
 
-def _next(plan: Plan | CentralPlan, dataset: str) -> Reserve:
+def _looks_left(
+    metric: MetricPlan | None, charged: Sequence[Reserve], dataset: str
+) -> tuple[Event, ...]:
+    if metric is None:
+        return ()
+    done = sum((e.run_id, e.dataset) == (metric.run_id, dataset) for e in charged)
+    return (metric.round_event(),) * max(metric.rounds - done, 0)
+
+
+def _next(plan: ChargedPlan, dataset: str) -> Reserve:
     """What the plan's next charge would look like to a cap."""
     return Reserve(
         client="",

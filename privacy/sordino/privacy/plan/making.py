@@ -2,38 +2,96 @@
 
 from __future__ import annotations
 
-from sordino.core.config import PrivacyConfig
+import math
+from collections.abc import Sequence
+
+from sordino.core.config import MetricsConfig, PrivacyConfig
 from sordino.core.errors import PlanError, expected
 from sordino.privacy import accounting
+from sordino.privacy.accounting import Event
 from sordino.privacy.plan.central import CentralPlan
-from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
+from sordino.privacy.plan.metrics import MetricPlan
+from sordino.privacy.plan.plans import AdaptiveClip, NoPrivacyPlan, Plan
 
 
-def private_plan(config: PrivacyConfig, *, run_id: str, rounds: int, local_steps: int) -> Plan:
+def private_plan(
+    config: PrivacyConfig,
+    *,
+    run_id: str,
+    rounds: int,
+    local_steps: int,
+    metric: MetricPlan | None = None,
+) -> Plan:
     """Make the plan of a run, solving for the noise unless the configuration gives it.
 
-    With `noise_multiplier` unset, the PLD ε of the whole run is at most `config.epsilon`.
+    With `noise_multiplier` unset, the PLD ε of the whole run, the looks at its metric included, is
+    at most `config.epsilon`.
+
+    Args:
+        config: Trust must be `local`.
+        run_id: The run's name.
+        rounds: How many.
+        local_steps: Steps of each round.
+        metric: What else the run buys, from `metric_plan`.
 
     Raises:
         PlanError: The trust isn't `local`, a value is impossible, or the accountants contradict.
     """
     if config.trust != "local":
         raise PlanError(expected("privacy.trust", config.trust, "to be local for a private plan"))
+    beside = [] if metric is None else [metric.total_event()]
     noise_multiplier = _noise(
-        config, sampling_rate=config.sampling_rate, steps=rounds * local_steps
+        config, sampling_rate=config.sampling_rate, steps=rounds * local_steps, beside=beside
     )
+    adaptive = _adaptive(config, noise_multiplier) if config.clip == "adaptive" else None
     plan = Plan(
         run_id=run_id,
         rounds=rounds,
         steps_per_round=local_steps,
         sampling_rate=config.sampling_rate,
         noise_multiplier=noise_multiplier,
-        clip_norm=config.clip_norm,
+        clip_norm=config.clip_norm * (config.clip_range if adaptive else 1.0),
         divisor=config.expected_batch,
         delta=config.delta,
+        adaptive=adaptive,
     )
-    check_accountants(plan)
+    check_accountants(plan, beside)
     return plan
+
+
+def metric_plan(
+    config: MetricsConfig, privacy: PrivacyConfig, *, run_id: str, rounds: int
+) -> MetricPlan | None:
+    """Make the plan of a run's metric; None where none is bought.
+
+    With `noise_multiplier` unset, the PLD ε of all its looks by themselves is at most the
+    configured share of `privacy.epsilon`. Its run is `<run_id>:<metric>`: charges of one run.
+
+    Raises:
+        PlanError: A value is impossible.
+    """
+    if config.metric == "none":
+        return None
+    looks = rounds // config.every
+    sigma = config.noise_multiplier
+    if sigma is None:
+        sigma = accounting.calibrate_noise(
+            epsilon=config.epsilon_share * privacy.epsilon,
+            delta=privacy.delta,
+            sampling_rate=1.0,
+            steps=looks,
+        )
+    return MetricPlan(
+        run_id=f"{run_id}:{config.metric}",
+        rounds=looks,
+        metric=config.metric,
+        purpose="metric",
+        noise_multiplier=sigma,
+        clip_norm=(config.highest - config.low) / 2,
+        centre=(config.highest + config.low) / 2,
+        divisor=config.expected_records,
+        delta=privacy.delta,
+    )
 
 
 def central_plan(
@@ -96,10 +154,11 @@ def plan_without_privacy(
     )
 
 
-def check_accountants(plan: Plan | CentralPlan) -> None:
-    """Refuse a plan about which PLD and RDP contradict each other."""
-    headline = accounting.epsilon_pld([plan.total_event()], plan.delta)
-    check = accounting.epsilon_rdp([plan.total_event()], plan.delta)
+def check_accountants(plan: Plan | CentralPlan, beside: Sequence[Event] = ()) -> None:
+    """Refuse a plan about which, with what is announced beside it, PLD and RDP contradict."""
+    events = [plan.total_event(), *beside]
+    headline = accounting.epsilon_pld(events, plan.delta)
+    check = accounting.epsilon_rdp(events, plan.delta)
     if not accounting.accountants_agree(headline, check):
         raise PlanError(
             f"RDP gives epsilon {check}, below PLD's {headline}: one accountant is wrong, so "
@@ -107,9 +166,27 @@ def check_accountants(plan: Plan | CentralPlan) -> None:
         )
 
 
-def _noise(config: PrivacyConfig, *, sampling_rate: float, steps: int) -> float:
+def _noise(
+    config: PrivacyConfig, *, sampling_rate: float, steps: int, beside: Sequence[Event] = ()
+) -> float:
     if config.noise_multiplier is not None:
         return config.noise_multiplier
     return accounting.calibrate_noise(
-        epsilon=config.epsilon, delta=config.delta, sampling_rate=sampling_rate, steps=steps
+        epsilon=config.epsilon,
+        delta=config.delta,
+        sampling_rate=sampling_rate,
+        steps=steps,
+        beside=beside,
+    )
+
+
+def _adaptive(config: PrivacyConfig, noise_multiplier: float) -> AdaptiveClip:
+    """The count's noise such that the gradients' is `1 + clip_cost` times what is accounted."""
+    left = 1 - (1 + config.clip_cost) ** -2
+    return AdaptiveClip(
+        start=config.clip_norm,
+        smallest=config.clip_norm / config.clip_range,
+        quantile=config.clip_quantile,
+        rate=config.clip_rate,
+        count_noise_multiplier=noise_multiplier / math.sqrt(left),
     )

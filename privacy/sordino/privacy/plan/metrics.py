@@ -23,6 +23,7 @@ from sordino.privacy.plan.charged import redeem
 from sordino.privacy.plan.fields import (
     check_schedule,
     encode,
+    finite,
     fixed,
     noise_scale,
     positive,
@@ -34,9 +35,13 @@ from sordino.privacy.plan.fields import (
 class MetricPlan:
     """Some looks at one metric of each client; noise on the device, unit record.
 
-    A look: each record's value is clipped to [-`clip_norm`, `clip_norm`] (one that isn't finite
-    counts as zero), summed, noised, and divided by the public `divisor`. The number of records is
-    private, so the result is a mean only as far as the divisor is right.
+    A look: each record's value is moved by the public `centre` and clipped to [-`clip_norm`,
+    `clip_norm`] (one that isn't finite counts as zero); the sum is noised, divided by the public
+    `divisor`, and moved back. One record added or removed moves the sum by at most `clip_norm`: by
+    its own clipped value, and by nothing else, since no count is released and the divisor is public
+    (a mean over the private number of records would move with that number too). So the result is
+    the mean of the n records only as far as the divisor is right: it is `centre` plus n / `divisor`
+    times the mean's distance from it. A value in a known range costs least about its middle.
 
     Attributes:
         run_id: A name of its own: charges are told apart by run and round.
@@ -44,7 +49,8 @@ class MetricPlan:
         metric: What is looked at: `loss`, `accuracy`.
         purpose: `metric`, or `stop` where the looks decide when to stop.
         noise_multiplier: σ.
-        clip_norm: C.
+        clip_norm: C, half the width of the range that a value is clipped to.
+        centre: The middle of that range.
         divisor: The public constant that the noised sum is divided by.
         delta: The δ of the claim.
         steps_per_round: Always 1.
@@ -63,6 +69,7 @@ class MetricPlan:
     clip_norm: float
     divisor: float
     delta: float
+    centre: float = 0.0
     steps_per_round: Literal[1] = 1
     trust: Literal["local"] = "local"
     unit: Literal["record"] = "record"
@@ -75,6 +82,7 @@ class MetricPlan:
         positive(self, "clip_norm")
         positive(self, "divisor")
         positive(self, "delta", below=1.0)
+        finite(self, "centre")
         noise.grid_step(self.clip_norm, 1)
         fixed(self, trust="local", unit="record", neighbouring="add-or-remove-one")
         fixed(self, noise="rounded-gaussian")
@@ -105,6 +113,12 @@ class MetricPlan:
         """`round_event` as the ledger keeps it."""
         return accounting.event_fields(self.round_event())
 
+    @property
+    def noise_std(self) -> float:
+        """The noise's standard deviation in one client's answer."""
+        scale = noise_scale(self.noise_multiplier, self.clip_norm, 1)
+        return scale * noise.grid_step(self.clip_norm, 1) / self.divisor
+
     def _event(self, steps: int) -> Event:
         cls = MetricGaussian if self.purpose == "metric" else StopGaussian
         return cls(
@@ -130,7 +144,7 @@ class MetricMechanism:
         self._process = os.getpid()
 
     def release(self, values: ArrayLike) -> float:
-        """The noised sum of the clipped values over the divisor; once.
+        """The noised sum of the clipped values over the divisor, about the centre; once.
 
         Args:
             values: One a record, exact and private.
@@ -146,13 +160,13 @@ class MetricMechanism:
         self._open = False
         plan = self._plan
         step = noise.grid_step(plan.clip_norm, 1)
-        finite = np.nan_to_num(given, nan=0.0, posinf=0.0, neginf=0.0)
-        clipped = np.clip(finite, -plan.clip_norm, plan.clip_norm)
+        known = given[np.isfinite(given)]
+        clipped = np.clip(known - plan.centre, -plan.clip_norm, plan.clip_norm)
         # Each value on the grid by itself: whole steps add up without error.
         total = np.array([np.trunc(clipped / step).sum() * step])
         scale = noise_scale(plan.noise_multiplier, plan.clip_norm, 1)
         noised = noise.release_on_grid(total, step=step, scale=scale, source=self._source)
-        return float(noised[0]) / plan.divisor
+        return plan.centre + float(noised[0]) / plan.divisor
 
     def __reduce__(self) -> NoReturn:
         raise PlanError("a metric can't be copied: it would be drawn twice for one charge")

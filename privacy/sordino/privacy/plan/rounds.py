@@ -12,6 +12,7 @@ from sordino.core.errors import PlanError, expected
 from sordino.privacy import clipping, noise, sampling
 from sordino.privacy.ledger import Charge
 from sordino.privacy.noise import NoiseSource
+from sordino.privacy.plan.adaptive import ClipMemory, Follower
 from sordino.privacy.plan.charged import redeem
 from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
 
@@ -104,17 +105,34 @@ class RoundMechanism:
     thread.
     """
 
-    def __init__(self, plan: Plan, source: NoiseSource, *, _key: object = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: NoiseSource,
+        memory: ClipMemory | None = None,
+        *,
+        _key: object = None,
+    ) -> None:
         if _key is not _KEY:
             raise PlanError("a round is opened by open_round, with a charge from the ledger")
         self._plan = plan
         self._source = source
+        self._memory = memory
+        self._follower: Follower | None = None
+        if plan.adaptive is not None:
+            start = memory.read(plan, plan.adaptive) if memory else plan.adaptive.start
+            self._follower = Follower(plan, plan.adaptive, start)
         self._steps = _Steps(plan.steps_per_round)
 
     @property
     def plan(self) -> Plan:
         """The plan this round belongs to."""
         return self._plan
+
+    @property
+    def clip_norm(self) -> float:
+        """The present clip norm: the plan's, or what an adaptive one came to."""
+        return self._follower.clip_norm if self._follower else self._plan.clip_norm
 
     @property
     def noise_label(self) -> str:
@@ -153,14 +171,19 @@ class RoundMechanism:
         Raises:
             PlanError: No batch is open, or more norms than the batch has unclipped records.
         """
-        self._steps.clip(np.asarray(norms).size)
-        return clipping.clip_factors(norms, self._plan.clip_norm)
+        given = np.asarray(norms)
+        self._steps.clip(given.size)
+        if self._follower:
+            self._follower.note(given)
+        return clipping.clip_factors(given, self.clip_norm)
 
     def release(self, total: ArrayLike) -> NDArray[np.float64]:
         """End the step: the clipped sum on its grid, with the step's only draw of noise.
 
         The noise's standard deviation is the noise multiplier times the sum's sensitivity on the
-        grid (see `Plan.sensitivity`). The result may go anywhere: it is what ε is about.
+        grid (see `Plan.sensitivity`). The result may go anywhere: it is what ε is about. With an
+        adaptive clip the count of the batch's records within the clip norm is one more coordinate
+        of the same draw, and moves the clip norm of the next step.
 
         Args:
             total: The clipped sum of the batch's records, float32 or float64, one dimension.
@@ -176,19 +199,22 @@ class RoundMechanism:
         self._check_length(given)
         plan, size = self._plan, given.size
         self._steps.end(size)  # recorded first: a draw that fails is still the step's draw
-        return noise.release_on_grid(
-            given,
-            step=plan.grid_step(size),
-            scale=plan.noise_scale(size),
-            source=self._source,
-        )
+        step, scale = plan.grid_step(size), plan.noise_scale(size, self.clip_norm)
+        if self._follower is None:
+            return noise.release_on_grid(given, step=step, scale=scale, source=self._source)
+        joint = np.append(given.astype(np.float64), self._follower.coordinate(step))
+        noised = noise.release_on_grid(joint, step=step, scale=scale, source=self._source)
+        self._follower.follow(float(noised[-1]))
+        if self.finished and self._memory:
+            self._memory.write(plan, self.clip_norm)
+        return noised[:-1]
 
     def _check_length(self, total: NDArray[np.floating[Any]]) -> None:
         """Catch a sum that wasn't clipped: its noise would be too small for it.
 
         It can't catch every such sum, only one that gives itself away; an empty batch's is zero.
         """
-        most = self._steps.batch * self._plan.clip_norm * _ROUNDING
+        most = self._steps.batch * self.clip_norm * _ROUNDING
         wide = np.asarray(total, dtype=np.float64)
         with np.errstate(over="ignore"):
             length = np.sqrt(wide @ wide)
@@ -253,13 +279,17 @@ class NoPrivacyMechanism:
         return given
 
 
-def open_round(plan: Plan, charge: Charge, source: NoiseSource) -> RoundMechanism:
+def open_round(
+    plan: Plan, charge: Charge, source: NoiseSource, memory: ClipMemory | None = None
+) -> RoundMechanism:
     """Open a charged round for training.
 
     Args:
         plan: The plan that was charged.
         charge: The ledger's proof, used up by this call.
         source: Where noise and coins come from; its label goes to the report.
+        memory: Where an adaptive clip norm goes on from round to round; None: each round begins
+            at the plan's `start`.
 
     Raises:
         PlanError: Not a private plan, not a charge, a charge of another plan, run or event, or one
@@ -268,7 +298,7 @@ def open_round(plan: Plan, charge: Charge, source: NoiseSource) -> RoundMechanis
     if type(plan) is not Plan:
         raise PlanError(expected("plan", type(plan).__name__, "to be a Plan"))
     redeem(plan, charge)
-    return RoundMechanism(plan, source, _key=_KEY)
+    return RoundMechanism(plan, source, memory, _key=_KEY)
 
 
 def open_round_without_privacy(plan: NoPrivacyPlan, source: NoiseSource) -> NoPrivacyMechanism:

@@ -6,6 +6,7 @@ state of charge, never on the data. Comparisons are written so that a NaN is ref
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -85,7 +86,9 @@ def _check_mechanism(policy: Policy, request: Request) -> None:
         least = policy.min_metric_noise
     _allow(least <= sigma < float("inf"), "noise", f"noise multiplier {sigma}, below {least}")
     clip = request.clip_norm
-    _allow(0 < clip <= policy.max_clip_norm, "clip", f"clip norm {clip}")
+    # A metric's range is in its own units: nothing of what it costs depends on it.
+    most = policy.max_clip_norm if request.metric is None else sys.float_info.max
+    _allow(0 < clip <= most, "clip", f"clip norm {clip}")
     rate = request.sampling_rate
     ok = rate is None or 0 < rate <= policy.max_sampling_rate
     _allow(ok, "sampling", f"sampling rate {rate}")

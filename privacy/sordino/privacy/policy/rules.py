@@ -82,7 +82,8 @@ class Policy:
         serial: Rises with each policy that the owner signs.
         trust: Trust models allowed.
         min_noise_multiplier: The smallest σ, and z under central trust.
-        max_clip_norm: The largest C.
+        max_clip_norm: The largest C of a gradient, and of an update under central trust; what an
+            adaptive clip norm may come to.
         max_sampling_rate: The largest q of a record.
         max_steps_per_round: Local steps.
         max_rounds: Rounds of one plan.
@@ -94,7 +95,7 @@ class Policy:
         base_models: SHA-256 of the bases that may be trained; `*`: whichever the owner installed.
         max_rank: The largest rank of an adapter.
         targets: The linears that an adapter may have, or the groups `attention` and `mlp`.
-        metrics: Metrics that may be bought.
+        metrics: Metrics that may be bought: `loss`, `accuracy`.
         min_metric_noise: The smallest σ of a metric.
         caps: Lifetime caps and limits of pace. A unit without a cap for life is not trained for.
         work: When to work.

@@ -10,6 +10,7 @@ from sordino.privacy.claims import Claim, Facts, make_claim
 from sordino.privacy.ledger import read_heads
 from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.privacy.plan import CentralPlan, Plan, decode_plan
+from sordino.server.plans import read_metric_plan
 from sordino.server.report.codec import from_json
 from sordino.server.report.opinion import second_opinion
 from sordino.server.report.schema import RunReport
@@ -31,7 +32,8 @@ def claim_of_run(folder: Path) -> Claim:
         LedgerError: The ledger can't be read.
         ReportError: The report can't be read.
     """
-    plan = decode_plan(_find(folder, PLANS, "plan").read_bytes())
+    path = _find(folder, PLANS, "plan")
+    plan, metric = decode_plan(path.read_bytes()), read_metric_plan(path.parent)
     if not isinstance(plan, Plan | CentralPlan):
         raise ClaimError(f"{folder} is a run without privacy: it has nothing to claim")
     ledger = _find(folder, LEDGERS, "ledger")
@@ -44,7 +46,7 @@ def claim_of_run(folder: Path) -> Claim:
             report = from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ReportError(f"can't read {path}: {error}") from error
-    return make_claim(plan, ledger, _facts(plan, report), kept)
+    return make_claim(plan, ledger, _facts(plan, report), kept, metric)
 
 
 def _facts(plan: Plan | CentralPlan, report: RunReport | None) -> Facts:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sordino.core.errors import ReportError, expected
 from sordino.core.stats import Interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KNOWN_TO_A_SIMULATION = (
     "$.noise.clip_fraction",
@@ -307,6 +307,37 @@ class RoundFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricFigures:
+    """One look at a metric that clients sold: the mean of their noised answers, and its price.
+
+    Each record's value is clipped to [`low`, `high`]; `divisor` stands for a client's number of
+    records, which is private: where a client has fewer, `value` leans towards the middle.
+    `noise_std` is of the noise in `value`. `epsilon` is what the looks so far cost a record by
+    themselves; the run's own ε holds them and the training.
+    """
+
+    metric: str
+    round: int
+    value: float | None
+    noise_std: float | None
+    answers: int
+    low: float
+    high: float
+    divisor: float
+    noise_multiplier: float
+    epsilon: float | None
+    delta: float
+    unit: str
+    neighbouring: str
+
+    def __post_init__(self) -> None:
+        names = ("noise_std", "answers", "divisor", "noise_multiplier", "epsilon")
+        bounds = dict.fromkeys(names, _COUNT)
+        _check(self, f"metrics[{self.round}]", round=(1, math.inf), delta=_SHARE, **bounds)
+        _require(self.low < self.high, "metrics", (self.low, self.high), "with low < high")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """All of report.json."""
 
@@ -319,6 +350,7 @@ class RunReport:
     cost: Cost
     clients: tuple[ClientFigures, ...]
     rounds: tuple[RoundFigures, ...]
+    metrics: tuple[MetricFigures, ...] = ()
     simulation_only: tuple[str, ...]
 
     def __post_init__(self) -> None:
