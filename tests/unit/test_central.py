@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
+from support.central import Still, central_strategy, make_central
 from support.federation import (
-    ARCHITECTURE,
     BASE,
     LORA,
     MANIFEST,
@@ -27,8 +27,8 @@ from support.federation import (
 )
 
 from sordino.client.app import answer, make_app
-from sordino.core import adapters, canonical
 from sordino.core import app as flower
+from sordino.core import canonical
 from sordino.core.config import FederationConfig, PrivacyConfig
 from sordino.core.errors import ConfigError, LedgerError, PlanError, UpdateRejectedError
 from sordino.core.wire import decode_update, encode_update
@@ -36,7 +36,6 @@ from sordino.privacy.accounting import PoissonSampledGaussian, UserGaussian, eps
 from sordino.privacy.ledger import Ledger, read_charges
 from sordino.privacy.noise import seeded_source
 from sordino.privacy.plan import (
-    CentralPlan,
     CentralSum,
     UserMechanism,
     central_plan,
@@ -53,44 +52,17 @@ from sordino.server.aggregate import PrivateSum
 from sordino.server.release import Releases
 from sordino.server.strategy import SordinoStrategy
 
-
-class Still:
-    """No noise, and every coin falls on its first side: what is left is the sum."""
-
-    label = "still: for tests"
-    private = False
-
-    def rounded_gaussian(self, size, scale):
-        return np.zeros(size, np.int64)
-
-    def coins(self, size):
-        return np.zeros(size, np.uint64)
-
-
-def make_central(**changes) -> CentralPlan:
-    values = {
-        "run_id": "run-1",
-        "rounds": 3,
-        "steps_per_round": TRAIN.local_steps,
-        "noise_multiplier": 1.0,
-        "clip_norm": 1.0,
-        "delta": 1e-6,
-        "population": 4,
-        "cohort": 4,
-        "sampling": "none",
-        "sampling_rate": 1.0,
-        "batch_rate": 0.5,
-        "batch_divisor": 4.0,
-    }
-    return CentralPlan(**{**values, **changes})
-
-
 SAMPLED = {"sampling": "poisson", "sampling_rate": 0.02, "population": 5000, "cohort": 100}
 
 
 @pytest.fixture
 def ledger(tmp_path):
     return Ledger(tmp_path / "ledger.db", "coordinator")
+
+
+def make_strategy(plan, ledger, source=None, **federation) -> SordinoStrategy:
+    source = source or seeded_source(0)
+    return central_strategy(plan, ledger.path.parent, lambda *_: source, **federation)
 
 
 # --- the plan ----------------------------------------------------------------------------------
@@ -341,21 +313,6 @@ def test_bad_updates_change_nothing():
 # --- the two together --------------------------------------------------------------------------
 
 
-def make_strategy(plan, ledger, source=None, **federation) -> SordinoStrategy:
-    releases = Releases(
-        plan=plan, ledger=ledger, population="users", source=source or seeded_source(0)
-    )
-    return SordinoStrategy(
-        plan=plan,
-        manifest=adapters.adapter_manifest(ARCHITECTURE, LORA),
-        base_sha256=BASE,
-        lora=LORA,
-        train=TRAIN,
-        federation=FederationConfig(population=4, **federation),
-        releases=releases,
-    )
-
-
 def ask(strategy, number, nodes):
     with flower.task_identity(run_id=1, node_id=1):
         messages = list(strategy.open_round(number, initial(), nodes))
@@ -453,7 +410,7 @@ def test_a_central_plan_needs_its_own_releases(ledger):
             train=TRAIN,
             federation=FederationConfig(),
         )
-    releases = Releases(plan=plan, ledger=ledger, population="users", source=seeded_source(0))
+    releases = Releases(plan=plan, folder=ledger.path.parent)
     for other in (make_plan(), make_central(clip_norm=2.0)):
         with pytest.raises(PlanError, match="releases"):
             SordinoStrategy(
@@ -471,7 +428,7 @@ def test_the_device_refuses_a_plan_that_it_has_no_cap_for(tmp_path):
     session = device(tmp_path, "user")
     bare = Policy(trust=("central",), min_cohort=4, max_sampling_rate=1.0)
     session.policy, session.limit = bare, policy_limit(bare)
-    ledger = Ledger(tmp_path / "c.db", "coordinator")
+    ledger = Ledger(tmp_path / "c" / "ledger.db", "coordinator")
     task = make_strategy(make_central(), ledger).task(1, initial())
     from sordino.core.errors import PolicyRefusedError
 

@@ -76,7 +76,7 @@ def with_opinion(report, prv, rdp):
 
 
 def test_the_report_says_whether_opacus_agrees(report):
-    noise, delta = report.noise, report.guarantee.record.delta
+    noise, delta = report.noise, report.guarantee.delta
     prv, rdp = opacus_epsilons([(noise.noise_multiplier, noise.sampling_rate, noise.steps)], delta)
     assert "Opacus agrees" in render_html(with_opinion(report, prv, rdp))
     assert "Opacus disagrees: its PRV" in render_html(with_opinion(report, prv * 0.98, rdp))

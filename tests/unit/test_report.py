@@ -20,8 +20,8 @@ from sordino.server.report import (
     BaseCard,
     Energy,
     Epsilon,
+    OtherUnit,
     SecondOpinion,
-    UserGuarantee,
     Utility,
     from_json,
     measured_gain,
@@ -79,9 +79,10 @@ def test_order_does_not_depend_on_how_versions_were_gathered(report):
 
 def test_exported_names():
     assert package.__all__ == [
-        "KNOWN_TO_A_SIMULATION", "SCHEMA_VERSION", "BaseCard", "ClientFigures", "Cost", "Energy",
-        "Epsilon", "Guarantee", "Leakage", "Noise", "RecordGuarantee", "RoundFigures", "Run",
-        "RunModel", "RunReport", "SecondOpinion", "UserGuarantee", "Utility", "UtilityFigures",
+        "KNOWN_TO_A_SIMULATION", "PRIVATE_TO_A_COORDINATOR", "SCHEMA_VERSION", "BaseCard",
+        "ClientFigures", "Cost", "Energy", "Epsilon", "Guarantee", "Leakage", "Noise", "OtherUnit",
+        "RoundFigures", "Run", "RunModel", "RunReport", "SecondOpinion", "Utility",
+        "UtilityFigures",
         "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
         "write_card", "write_report",
     ]  # fmt: skip
@@ -136,8 +137,8 @@ def test_json_that_is_not_finite_is_refused(constant):
 @pytest.mark.parametrize(
     "path",
     [
-        "guarantee.record.epsilon.pld",
-        "guarantee.record.delta",
+        "guarantee.epsilon.pld",
+        "guarantee.delta",
         "noise.noise_multiplier",
         "noise.update_snr",
         "utility.private.loss_after",
@@ -160,15 +161,15 @@ def test_an_interval_that_is_not_finite_cannot_be_reported(report):
     [
         ("noise.clip_fraction", 1.2, "in \\[0, 1\\]"),
         ("noise.sampling_rate", -0.1, "in \\[0, 1\\]"),
-        ("guarantee.record.epsilon.pld", -1.0, ">= 0"),
-        ("guarantee.record.delta", 0.0, "> 0 beside"),
-        ("guarantee.record.delta", None, "> 0 beside"),
+        ("guarantee.epsilon.pld", -1.0, ">= 0"),
+        ("guarantee.delta", 0.0, "> 0 beside"),
+        ("guarantee.delta", None, "> 0 beside"),
         ("cost.bytes_up", -1, ">= 0"),
         ("run.clients", 0, ">= 1"),
         ("run.model.sha256", "abc", "64 lowercase"),
         ("run.model.name", " ", "not empty"),
         ("utility.private.tokens", 0, ">= 1"),
-        ("schema_version", 2, "this release"),
+        ("schema_version", 3, "this release"),
     ],
 )
 def test_impossible_figures_are_refused(report, path, bad, words):
@@ -178,9 +179,9 @@ def test_impossible_figures_are_refused(report, path, bad, words):
 
 def test_sections_that_contradict_themselves_are_refused(report):
     with pytest.raises(ReportError, match="when bounded"):
-        UserGuarantee(status="bounded", reason="group privacy")
+        OtherUnit(unit="user", status="bounded", reason="group privacy")
     with pytest.raises(ReportError, match="when bounded"):
-        UserGuarantee(status="not bounded", reason="many records", epsilon=3.0, delta=1e-5)
+        OtherUnit(unit="user", status="not bounded", reason="many", epsilon=3.0, delta=1e-5)
     with pytest.raises(ReportError, match="unavailable"):
         Energy(joules=None, source="measured")
     with pytest.raises(ReportError, match="in order"):
@@ -199,7 +200,7 @@ def test_sections_that_contradict_themselves_are_refused(report):
         ('"trust": "local"', '"trust": "total"', "one of local"),
         ('"status": "not audited"', '"status": "fine"', "one of not audited"),
         ('"seed": 0', '"seed": 0, "seed": 1', "each once"),
-        ('"schema_version": 1', '"schema_version": 1,,', "not valid JSON"),
+        ('"schema_version": 2', '"schema_version": 2,,', "not valid JSON"),
         ('"$.utility"', '"$.nothing"', "name a field"),
     ],
 )
@@ -360,7 +361,7 @@ def test_names_are_data(report):
 
 @pytest.mark.parametrize(
     "path",
-    ["run.id", "run.data", "run.model.name", "noise.source", "guarantee.record.accountant"],
+    ["run.id", "run.data", "run.model.name", "noise.source", "guarantee.accountant"],
 )
 def test_hostile_text_stays_text(report, path):
     hostile = '"><script>alert(1)</script><img src=x onerror=y>{{ 7*7 }}'
@@ -372,7 +373,7 @@ def test_hostile_text_stays_text(report, path):
 
 
 def test_headline_states_every_qualifier(report):
-    record = report.guarantee.record
+    record = report.guarantee
     page = render_html(report)
     statement = plain("<body>" + page.split('<p class="statement">')[1].split("</p>")[0])
     assert statement.startswith("Each record is protected with ε ≤ 8.00 at δ = 10⁻⁵ ,")
@@ -390,7 +391,7 @@ def test_headline_states_every_qualifier(report):
 
 
 def test_epsilon_is_never_rounded_down(report):
-    page = render_html(replaced(report, "guarantee.record.epsilon.pld", 7.9901))
+    page = render_html(replaced(report, "guarantee.epsilon.pld", 7.9901))
     assert "ε ≤ 8.00" in plain(page)
     assert "7.99<" not in page.split('<section aria-labelledby="h-guarantee">')[0]
 
@@ -399,8 +400,10 @@ def test_both_units_stand_side_by_side(report):
     text = plain(render_html(report))
     assert "Unit: record ε ≤ 8.00" in text
     assert "Unit: user Not bounded A user owns up to 1204 records" in text
-    bounded = UserGuarantee(status="bounded", reason="By groups of 2.", epsilon=19.9, delta=1e-5)
-    text = plain(render_html(replaced(report, "guarantee.user", bounded)))
+    bounded = OtherUnit(
+        unit="user", status="bounded", reason="By groups of 2.", epsilon=19.9, delta=1e-5
+    )
+    text = plain(render_html(replaced(report, "guarantee.other", bounded)))
     assert "Unit: user ε ≤ 19.90 at δ = 10⁻⁵ By groups of 2." in text
 
 
@@ -419,13 +422,11 @@ def test_seeded_noise_claims_nothing(report):
 
 
 def test_a_run_without_privacy_claims_nothing(report):
-    record = dataclasses.replace(
-        report.guarantee.record, epsilon=Epsilon(pld=None, rdp=None), delta=None
-    )
-    bare = replaced(report, "guarantee.record", record)
+    claim = dataclasses.replace(report.guarantee, epsilon=Epsilon(pld=None, rdp=None), delta=None)
+    bare = replaced(report, "guarantee", claim)
     bare = replaced(replaced(bare, "guarantee.trust", "none"), "noise.source", "none")
     bare = replaced(replaced(bare, "noise.noise_multiplier", None), "noise.clip_norm", None)
-    bare = replaced(bare, "guarantee.record.second_opinion", SecondOpinion())
+    bare = replaced(bare, "guarantee.second_opinion", SecondOpinion())
     bare = dataclasses.replace(
         bare,
         rounds=tuple(dataclasses.replace(r, epsilon=None) for r in bare.rounds),
@@ -571,7 +572,7 @@ def test_card_has_front_matter_and_a_privacy_section(report):
     assert json.loads(matter["base_model"]) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert matter["library_name"] == "peft"
     assert json.loads(matter["license"]) == "apache-2.0"
-    record = report.guarantee.record
+    record = report.guarantee
     for words in (
         "**ε ≤ 8.00 at δ = 10⁻⁵ for each record.**",
         record.neighbouring,

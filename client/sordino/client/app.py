@@ -26,7 +26,6 @@ import numpy as np
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from sordino.client.kept import KeptUpdates
 from sordino.core import adapters, durable
 from sordino.core import app as flower
 from sordino.core.config import LoraConfig, TrainConfig
@@ -42,6 +41,7 @@ from sordino.core.errors import (
     expected,
 )
 from sordino.core.families import family_of, meant
+from sordino.core.kept import KeptUpdates
 from sordino.core.records import (
     AdapterManifest,
     Receipt,

@@ -7,7 +7,8 @@
 - ``sordino-base``: a folder with the base's ``config.json`` and its GGUF file (needed: the
   coordinator reads shapes and a hash, never weights);
 - ``sordino-base-sha256``: the base's hash, where the folder has no GGUF;
-- ``sordino-out``: where the adapter and the rounds' figures go; a run that stopped goes on there;
+- ``sordino-out``: where the adapter and the rounds' figures go, and under central trust the
+  coordinator's ledger; a run that stopped goes on there;
 - ``sordino-nodes``: how many nodes to wait for before the first round.
 """
 
@@ -35,8 +36,6 @@ from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
 from sordino.core.settings import build
-from sordino.privacy.ledger import Ledger
-from sordino.privacy.noise import system_source
 from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
@@ -201,14 +200,7 @@ def _new_plan(experiment: ExperimentConfig, run_id: str) -> AnyPlan:
 
 
 def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
-    if not isinstance(plan, CentralPlan):
-        return None
-    return Releases(
-        plan=plan,
-        ledger=Ledger(folder / "ledger.db", "coordinator"),
-        population="users",
-        source=system_source(),
-    )
+    return Releases(plan=plan, folder=folder) if isinstance(plan, CentralPlan) else None
 
 
 def _strategy(settings: ServerSettings, plan: AnyPlan, folder: Path) -> SordinoStrategy:

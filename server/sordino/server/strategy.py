@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import (
     ArrayRecord,
@@ -61,6 +62,7 @@ class RoundReport:
     bytes_down: int
     bytes_up: int
     wall_s: float
+    settled: Literal["", "released", "abandoned"] = ""  # charged before a crash: nobody was asked
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -175,7 +177,7 @@ class SordinoStrategy(Strategy):
                 ttl=self.federation.round_timeout_s,
                 group_id=str(round_number),
             )
-            for node_id in self._asked(cohort)
+            for node_id in self._asked(round_number, cohort)
         ]
         size = app.records_size(content) * len(messages)
         self._open = _OpenRound(round_number, adapter, messages, size, started)
@@ -209,10 +211,9 @@ class SordinoStrategy(Strategy):
             )
         return aggregate.apply_mean(opened.adapter, total.mean()), report
 
-    def _asked(self, node_ids: Iterable[int]) -> list[int]:
+    def _asked(self, round_number: int, nodes: list[int]) -> list[int]:
         """Who is asked in a round: all, or those whom the plan's secret coins pick."""
-        nodes = list(node_ids)
-        return nodes if self.releases is None else self.releases.ask(nodes)
+        return nodes if self.releases is None else self.releases.ask(round_number, nodes)
 
     def _release(
         self, opened: _OpenRound, replies: Iterable[Message], releases: Releases

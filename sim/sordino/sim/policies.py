@@ -6,11 +6,12 @@ It is signed and checked as on a real device, with a key that is made for the ru
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from sordino.core.families import GROUPS
 from sordino.core.stats import round_up
-from sordino.privacy.plan import AnyPlan, Plan, filter_of
+from sordino.privacy.plan import AnyPlan, CentralPlan, NoPrivacyPlan, Plan, filter_of, request_of
 from sordino.privacy.policy import Cap, Policy, make_owner_key, policy_toml, sign_policy
 from sordino.sim.folder import RunFolder
 
@@ -25,7 +26,7 @@ def simulated_policy(plan: AnyPlan, run: RunFolder) -> dict[str, str]:
     Returns:
         Keys for a node's configuration.
     """
-    if not isinstance(plan, Plan):
+    if isinstance(plan, NoPrivacyPlan):
         return {}
     path = run.root / "state" / f"policy-{plan.sha256[:16]}.toml"
     public = path.with_suffix(".key.pub")
@@ -38,18 +39,23 @@ def simulated_policy(plan: AnyPlan, run: RunFolder) -> dict[str, str]:
     return {"policy": str(path), "policy-key": public.read_text(encoding="ascii")}
 
 
-def policy_for(plan: Plan) -> Policy:
+def policy_for(plan: Plan | CentralPlan) -> Policy:
     """What exactly this plan needs."""
-    cap = Cap(epsilon=1.0, delta=plan.delta)
+    asked = request_of(plan)
+    cap = Cap(epsilon=1.0, delta=plan.delta, unit=plan.unit)
     epsilon = round_up(filter_of(cap).spent([plan.round_event()] * plan.rounds), 2)
     return Policy(
+        trust=(plan.trust,),
         min_noise_multiplier=plan.noise_multiplier,
         max_clip_norm=plan.clip_norm,
-        max_sampling_rate=plan.sampling_rate,
+        max_sampling_rate=asked.sampling_rate or 1.0,
         max_steps_per_round=plan.steps_per_round,
         max_rounds=plan.rounds,
         max_delta=plan.delta,
+        min_cohort=asked.cohort or 1,
+        max_population=asked.population or 1,
+        amplification=asked.amplified,
         max_rank=4096,
         targets=GROUPS,
-        caps=(Cap(epsilon=max(epsilon, 0.01), delta=plan.delta),),
+        caps=(replace(cap, epsilon=max(epsilon, 0.01)),),
     )

@@ -19,16 +19,30 @@ from sordino.core.adapters import adapter_manifest, initial_adapter
 from sordino.core.config import ExperimentConfig, TrainConfig
 from sordino.core.errors import RoundFailedError
 from sordino.core.records import Tensors
-from sordino.privacy.plan import AnyPlan, decode_plan, plan_without_privacy, private_plan
+from sordino.privacy.plan import (
+    AnyPlan,
+    CentralPlan,
+    NoPrivacyPlan,
+    central_plan,
+    decode_plan,
+    plan_without_privacy,
+    private_plan,
+)
 from sordino.server.app import federation_app
 from sordino.server.strategy import RoundReport, SordinoStrategy
-from sordino.sim.folder import RunFolder, last_round, load_round, save_round
+from sordino.sim import central
+from sordino.sim.folder import (
+    NO_FEDERATION,
+    NO_PRIVACY,
+    PRIVATE,
+    RunFolder,
+    last_round,
+    load_round,
+    save_round,
+)
 from sordino.sim.grid import FIRST_NODE_ID, LocalGrid
 from sordino.sim.progress import Progress
 
-PRIVATE = "private"
-NO_PRIVACY = "no_privacy"
-NO_FEDERATION = "no_federation"
 TITLES = {
     PRIVATE: "private federation",
     NO_PRIVACY: "the same without privacy",
@@ -82,39 +96,54 @@ class Variant:
         path = _plan_path(self.folder, self.name)
         if path.exists():
             return decode_plan(path.read_bytes())
-        rounds, steps = self.steps
-        make = plan_without_privacy if self.name == NO_PRIVACY else private_plan
-        run_id = f"{self.folder.run_id}.{self.name.replace('_', '-')}"
-        plan: AnyPlan = make(
-            self.config.privacy,
-            run_id=run_id if self.name != PRIVATE else self.folder.run_id,
-            rounds=rounds,
-            local_steps=steps,
-        )
+        plan = self._new_plan()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_bytes(plan.canonical())
         part.replace(path)
         return plan
 
+    def _new_plan(self) -> AnyPlan:
+        privacy, federation = self.config.privacy, self.config.federation
+        rounds, steps = self.steps
+        run_id = self.folder.run_id
+        if self.name != PRIVATE:
+            run_id = f"{run_id}.{self.name.replace('_', '-')}"
+        schedule = {"run_id": run_id, "rounds": rounds, "local_steps": steps}
+        # A client that trains alone trusts no coordinator, and gives nothing away: no noise.
+        if self.name == NO_PRIVACY or (self.name, privacy.trust) == (NO_FEDERATION, "central"):
+            return plan_without_privacy(privacy, **schedule)
+        if privacy.trust != "central":
+            return private_plan(privacy, **schedule)
+        return central_plan(
+            privacy,
+            **schedule,
+            population=federation.population,
+            user_rate=federation.user_rate,
+        )
+
     def strategy(self, *, min_updates: int | None = None) -> SordinoStrategy:
         """The strategy of this variant's rounds."""
-        config = self.config
+        config, plan = self.config, self.plan()
         federation = config.federation
         if min_updates is not None:
             federation = replace(federation, min_updates=min_updates)
+        releases = None
+        if isinstance(plan, CentralPlan):
+            releases = central.releases_of(plan, self.folder, config)
         return SordinoStrategy(
-            plan=self.plan(),
+            plan=plan,
             manifest=adapter_manifest(self.base.architecture, config.lora),
             base_sha256=self.base.sha256,
             lora=config.lora,
             train=replace(self._train(), local_steps=self.steps[1]),
             federation=federation,
+            releases=releases,
         )
 
     def _train(self) -> TrainConfig:
         config = self.config
-        if self.name == NO_PRIVACY and config.privacy.trust != "none":
+        if isinstance(self.plan(), NoPrivacyPlan) and config.privacy.trust != "none":
             return config.baseline.applied_to(config.train)
         return config.train
 
@@ -163,7 +192,8 @@ def run_federation(
     rounds = variant.steps[0]
     if done == rounds:
         return adapter
-    progress.phase(TITLES[variant.name], (rounds - done) * len(variant.nodes))
+    asked = round(len(variant.nodes) * _asked_share(strategy.plan))
+    progress.phase(TITLES[variant.name], (rounds - done) * asked)
     result = [adapter]
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
@@ -184,6 +214,10 @@ def run_federation(
     return result[0]
 
 
+def _asked_share(plan: AnyPlan) -> float:
+    return plan.sampling_rate if isinstance(plan, CentralPlan) else 1.0
+
+
 def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
     """Put a round's adapter on disk."""
     folder = variant.folder.round_adapter(variant.name, number)
@@ -193,7 +227,8 @@ def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
 def round_figures(report: RoundReport) -> dict[str, object]:
     """What the coordinator saw of a round, for metrics.jsonl."""
     return {
-        "updates": report.received,
+        "released": report.settled != "abandoned",
+        "updates": None if report.settled else report.received,
         "dropped": report.reasons,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
