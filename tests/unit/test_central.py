@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -388,6 +389,93 @@ def test_a_round_is_released_once(ledger):
     ask(strategy, 1, [2])
     with pytest.raises(LedgerError, match="already charged"):
         strategy.close_round([])
+
+
+# --- what a crash left -------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    """What a test stops a release with."""
+
+
+def stopped_at(step, plan, folder):
+    """Releases that stop at a step of the first round, as Ctrl-C would."""
+
+    def at(reached):
+        if reached == step:
+            raise StoppedError
+
+    releases = Releases(plan=plan, folder=folder, source=fresh, at=at)
+    with pytest.raises(StoppedError):
+        releases.release(1, initial(), PrivateSum(MANIFEST, plan))
+
+
+def fresh(purpose, number):
+    return seeded_source(time.time_ns(), purpose)  # a second draw would show
+
+
+def settled(folder, plan):
+    return Releases(plan=plan, folder=folder, source=fresh).settle(1, initial())
+
+
+@pytest.mark.parametrize("step", ["sum:collected", "reserve:durable"])
+def test_what_was_not_charged_may_begin_again(tmp_path, step):
+    plan = make_central()
+    stopped_at(step, plan, tmp_path)
+    assert settled(tmp_path, plan) is None
+    Releases(plan=plan, folder=tmp_path).release(1, initial(), PrivateSum(MANIFEST, plan))
+    assert settled(tmp_path, plan).state == "released"
+
+
+@pytest.mark.parametrize("step", ["commit:durable", "release:drawn"])
+def test_what_was_charged_and_not_kept_is_lost_and_stays_charged(tmp_path, step):
+    plan = make_central()
+    stopped_at(step, plan, tmp_path)
+    for _ in range(2):
+        found = settled(tmp_path, plan)
+        assert found.state == "abandoned"
+        assert all((found.adapter[name] == t).all() for name, t in initial().items())
+    releases = Releases(plan=plan, folder=tmp_path)
+    with pytest.raises(LedgerError, match="already charged"):
+        releases.release(1, initial(), PrivateSum(MANIFEST, plan))
+    (standing,) = releases.ledger.standings
+    assert standing.state == "abandoned"
+
+
+@pytest.mark.parametrize("step", ["release:kept", "released:durable", "release:ready"])
+def test_what_was_kept_is_given_again_bit_for_bit(tmp_path, step):
+    plan = make_central()
+    stopped_at(step, plan, tmp_path)
+    first, second = settled(tmp_path, plan), settled(tmp_path, plan)
+    assert first.state == second.state == "released"
+    moved = [n for n in MANIFEST.names if (first.adapter[n] != initial()[n]).any()]
+    assert moved
+    assert all((first.adapter[n] == second.adapter[n]).all() for n in MANIFEST.names)
+
+
+def test_a_round_of_another_plan_or_a_damaged_release_stops_the_run(tmp_path):
+    plan = make_central()
+    stopped_at("release:ready", plan, tmp_path)
+    with pytest.raises(LedgerError, match="another plan"):
+        settled(tmp_path, make_central(clip_norm=2.0))
+    (path,) = tmp_path.rglob("*.update")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(LedgerError, match="damaged"):
+        settled(tmp_path, plan)
+
+
+def test_coins_and_noise_come_from_streams_of_their_own(tmp_path):
+    asked = []
+    plan = make_central()
+
+    def source(*names):
+        asked.append(names)
+        return seeded_source(0, *map(str, names))
+
+    releases = Releases(plan=plan, folder=tmp_path, source=source)
+    assert releases.ask(2, [5, 6, 7]) == [5, 6, 7]
+    releases.release(2, initial(), PrivateSum(MANIFEST, plan))
+    assert asked == [("coins", 2), ("noise", 2)]
 
 
 def test_only_those_whom_the_coins_picked_are_asked(ledger):

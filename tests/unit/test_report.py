@@ -17,6 +17,7 @@ from sordino.core.stats import Interval
 from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.server import report as package
 from sordino.server.report import (
+    PRIVATE_TO_A_COORDINATOR,
     BaseCard,
     Energy,
     Epsilon,
@@ -64,12 +65,31 @@ def sparse(report):
     )
 
 
+def by_user(report):
+    """The same run under central trust."""
+    other = OtherUnit(
+        unit="record", status="bounded", reason="Covered, and 2C.", epsilon=19.12, delta=1e-5
+    )
+    guarantee = dataclasses.replace(
+        report.guarantee, trust="central", unit="user", other=other, neighbouring="one user"
+    )
+    lost = dataclasses.replace(report.rounds[1], released=False, updates=None)
+    return dataclasses.replace(
+        report,
+        guarantee=guarantee,
+        rounds=(report.rounds[0], lost, *report.rounds[2:]),
+        clients=tuple(dataclasses.replace(c, clip_fraction=None) for c in report.clients),
+        simulation_only=(*report.simulation_only, *PRIVATE_TO_A_COORDINATOR),
+    )
+
+
 # report.json
 
 
 def test_round_trip_is_exact(report):
     assert to_json(report) == TEXT
     assert from_json(to_json(sparse(report))) == sparse(report)
+    assert from_json(to_json(by_user(report))) == by_user(report)
 
 
 def test_order_does_not_depend_on_how_versions_were_gathered(report):
@@ -182,6 +202,8 @@ def test_sections_that_contradict_themselves_are_refused(report):
         OtherUnit(unit="user", status="bounded", reason="group privacy")
     with pytest.raises(ReportError, match="when bounded"):
         OtherUnit(unit="user", status="not bounded", reason="many", epsilon=3.0, delta=1e-5)
+    with pytest.raises(ReportError, match=r"other\.unit other than record"):
+        replaced(report, "guarantee.other.unit", "record")
     with pytest.raises(ReportError, match="unavailable"):
         Energy(joules=None, source="measured")
     with pytest.raises(ReportError, match="in order"):
@@ -390,6 +412,47 @@ def test_headline_states_every_qualifier(report):
         assert words in statement
 
 
+def test_under_central_trust_the_headline_is_the_users(report):
+    page = render_html(by_user(report))
+    read(page)
+    statement = plain("<body>" + page.split('<p class="statement">')[1].split("</p>")[0])
+    assert statement.startswith("Each user, with all of their records, is protected with ε ≤ 8.00")
+    for words in (
+        "unit user",
+        "neighbouring datasets by one user",
+        report.guarantee.sampling,
+        report.guarantee.accountant,
+        report.guarantee.composition,
+        "trust model central",
+        "against everyone but the coordinator",
+        "unit record , ε is ≤ 19.12 at δ = 10⁻⁵",
+    ):
+        assert words in statement
+    text = plain(page)
+    assert "Unit: user ε ≤ 8.00" in text
+    assert "Unit: record ε ≤ 19.12 at δ = 10⁻⁵ Covered, and 2C." in text
+    for words in ("Updates clipped", "one released sum", "Noised sums, one a round"):
+        assert words in text
+    for words in ("Each record is protected", "Records clipped", "one step of a client"):
+        assert words not in text
+    assert "each client alone, without noise, as nothing leaves it" in text
+    card = model_card(by_user(report), BASE)
+    assert "**ε ≤ 8.00 at δ = 10⁻⁵ for each user.** One record of a user who takes part:" in card
+    assert "the clipped updates, which the coordinator sees" in card
+
+
+def test_who_took_part_is_the_coordinators_own(report):
+    charts = all_charts(by_user(report))
+    assert all(charts[key].simulation_only for key in ("updates", "bytes", "time"))
+    assert not any(all_charts(report)[key].simulation_only for key in ("updates", "bytes", "time"))
+    assert "who they are, ε spent, records" in plain(render_html(by_user(report)))
+
+
+def test_a_round_that_was_charged_and_lost_is_said(report):
+    assert "Round 2: charged, and nothing released." in plain(render_html(by_user(report)))
+    assert "nothing released" not in render_html(report)
+
+
 def test_epsilon_is_never_rounded_down(report):
     page = render_html(replaced(report, "guarantee.epsilon.pld", 7.9901))
     assert "ε ≤ 8.00" in plain(page)
@@ -417,7 +480,7 @@ def test_seeded_noise_claims_nothing(report):
     page = render_html(replaced(report, "noise.source", "seeded: not private"))
     assert '<p class="notice danger"' in page
     assert "This run gives no differential privacy." in page
-    assert "Each record is protected" not in page
+    assert "is protected with" not in page
     assert "Not protected" in page
 
 
@@ -441,7 +504,7 @@ def test_a_run_without_privacy_claims_nothing(report):
     assert "Held-out loss fell from 3.413 to 3.254" in plain(render_html(bare))
     assert "| this adapter | 3.254 |" in model_card(bare, BASE)
     assert "| without privacy |" not in model_card(bare, BASE)
-    assert "Each record is protected" not in page
+    assert "is protected with" not in page
 
 
 def test_the_system_source_is_shown_calmly(report):

@@ -256,6 +256,18 @@ class View:
         return f"{count} {updates} refused and left out of the sum."
 
     @property
+    def lost(self) -> str:
+        """Rounds that were charged and gave nothing, when there were any."""
+        numbers = [str(figures.round) for figures in self.report.rounds if not figures.released]
+        if not numbers:
+            return ""
+        rounds = "Round" if len(numbers) == 1 else "Rounds"
+        return (
+            f"{rounds} {', '.join(numbers)}: charged, and nothing released. The coordinator was "
+            "stopped between the charge and the keeping of what it drew, and never draws twice."
+        )
+
+    @property
     def versions(self) -> str:
         """Packages and their versions."""
         return ", ".join(f"{name} {version}" for name, version in self.report.run.versions.items())
