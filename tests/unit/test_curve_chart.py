@@ -69,9 +69,8 @@ def test_without_a_dominating_gaussian_there_is_one_line(claim):
 
 def with_opinion(report, prv, rdp):
     opinion = SecondOpinion(opacus_prv=prv, opacus_rdp=rdp)
-    record = dataclasses.replace(report.guarantee.record, second_opinion=opinion)
     return dataclasses.replace(
-        report, guarantee=dataclasses.replace(report.guarantee, record=record)
+        report, guarantee=dataclasses.replace(report.guarantee, second_opinion=opinion)
     )
 
 

@@ -142,7 +142,7 @@ class Releases:
 
     def _alone(self) -> AbstractContextManager[int]:
         """One release at a time: a commit without an outcome is then nobody's work any more."""
-        return durable.locked(self.folder / "lock")
+        return durable.locked(self.folder / "releases.lock")
 
     def _packed(self, round_number: int, tensors: Tensors) -> bytes:
         fields = {"kind": "release", "run-id": self.plan.run_id, "round": round_number}
