@@ -29,10 +29,10 @@ from sordino.core.settings import to_toml
 from sordino.core.wire import unpack
 from sordino.privacy.ledger import read_charges, read_ledger
 from sordino.privacy.noise import SYSTEM_LABEL
-from sordino.privacy.plan import decode_plan, verify_ledger
+from sordino.privacy.plan import decode_plan, plan_of_run, verify_ledger
 from sordino.server.app import app
 from sordino.server.release import COORDINATOR, UPDATES
-from sordino.server.report import claim_of_run, from_json
+from sordino.server.report import claim_of_run, from_json, write_report
 from sordino.sim.folder import RunFolder
 from sordino.sim.grid import LocalGrid
 from sordino.sim.policies import simulated_policy
@@ -125,8 +125,6 @@ def test_the_ledger_verifies_and_bears_the_claim_out(finished):
     (forged / "state" / "private").mkdir(parents=True)
     for name in ("ledger.jsonl", "state/private/plan.json"):
         (forged / name).write_bytes((finished.folder / name).read_bytes())
-    from sordino.server.report import write_report
-
     write_report(replace(finished.report, guarantee=guarantee), forged)
     with pytest.raises(ClaimError, match=r"states epsilon 1\.0"):
         claim_of_run(forged)
@@ -268,10 +266,9 @@ def test_the_server_app_runs_it_and_survives_a_stop(tmp_path, cache, monkeypatch
         "sordino-out": str(out),
         "sordino-nodes": CLIENTS,
     }
-    from sordino.server.app import _new_plan
-
+    plan = plan_of_run(config.privacy, config.federation, run_id="r", rounds=2, local_steps=1)
     (tmp_path / "state").mkdir()
-    policy = simulated_policy(_new_plan(config, "r"), RunFolder(tmp_path, "r"))
+    policy = simulated_policy(plan, RunFolder(tmp_path, "r"))
     nodes = node_configs(
         config,
         users,

@@ -28,6 +28,9 @@ class Still:
         return np.zeros(size, np.uint64)
 
 
+SAMPLED = {"sampling": "poisson", "sampling_rate": 0.02, "population": 5000, "cohort": 100}
+
+
 def make_central(**changes) -> CentralPlan:
     values = {
         "run_id": "run-1",

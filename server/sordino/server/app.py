@@ -36,14 +36,7 @@ from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
 from sordino.core.settings import build
-from sordino.privacy.plan import (
-    AnyPlan,
-    CentralPlan,
-    central_plan,
-    decode_plan,
-    plan_without_privacy,
-    private_plan,
-)
+from sordino.privacy.plan import AnyPlan, CentralPlan, decode_plan, plan_of_run
 from sordino.server.release import Releases
 from sordino.server.rounds import OnReply, OnRound, run_rounds
 from sordino.server.strategy import RoundReport, SordinoStrategy
@@ -177,26 +170,17 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
     """The run's plan; a resumed run goes on under the one it began with, or not at all."""
     path = folder / "plan.json"
     kept = decode_plan(path.read_bytes()) if path.exists() else None
-    plan = _new_plan(experiment, run_id if kept is None else kept.run_id)
+    plan = plan_of_run(
+        experiment.privacy,
+        experiment.federation,
+        run_id=run_id if kept is None else kept.run_id,
+        rounds=experiment.federation.rounds,
+        local_steps=experiment.train.local_steps,
+    )
     if kept is not None and plan != kept:
         raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
     return plan
-
-
-def _new_plan(experiment: ExperimentConfig, run_id: str) -> AnyPlan:
-    rounds, steps = experiment.federation.rounds, experiment.train.local_steps
-    if experiment.privacy.trust == "central":
-        return central_plan(
-            experiment.privacy,
-            run_id=run_id,
-            rounds=rounds,
-            local_steps=steps,
-            population=experiment.federation.population,
-            user_rate=experiment.federation.user_rate,
-        )
-    make = plan_without_privacy if experiment.privacy.trust == "none" else private_plan
-    return make(experiment.privacy, run_id=run_id, rounds=rounds, local_steps=steps)
 
 
 def _releases(plan: AnyPlan, folder: Path) -> Releases | None:

@@ -20,7 +20,7 @@ from sordino.core import durable
 from sordino.core.errors import LedgerError
 from sordino.core.kept import KeptUpdates
 from sordino.core.records import Tensors
-from sordino.core.wire import Envelope, pack, unpack
+from sordino.core.wire import Envelope, Scalar, pack, unpack
 from sordino.privacy.ledger import Hook, Ledger, no_hook
 from sordino.privacy.noise import NoiseSource, system_source
 from sordino.privacy.plan import AnyPlan, CentralPlan, sample_users
@@ -145,8 +145,13 @@ class Releases:
         return durable.locked(self.folder / "releases.lock")
 
     def _packed(self, round_number: int, tensors: Tensors) -> bytes:
-        fields = {"kind": "release", "run-id": self.plan.run_id, "round": round_number}
-        return pack(Envelope({**fields, "plan-sha256": self.plan.sha256}, tensors))
+        fields: dict[str, Scalar] = {
+            "kind": "release",
+            "run-id": self.plan.run_id,
+            "round": round_number,
+            "plan-sha256": self.plan.sha256,
+        }
+        return pack(Envelope(fields, tensors))
 
 
 def is_central(plan: AnyPlan) -> bool:

@@ -23,10 +23,8 @@ from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
     NoPrivacyPlan,
-    central_plan,
     decode_plan,
-    plan_without_privacy,
-    private_plan,
+    plan_of_run,
 )
 from sordino.server.app import federation_app
 from sordino.server.strategy import RoundReport, SordinoStrategy
@@ -72,7 +70,7 @@ class Variant:
     """One of the compared runs, ready to go.
 
     Attributes:
-        name: One of the names above.
+        name: `PRIVATE`, `NO_PRIVACY` or `NO_FEDERATION`.
         nodes: Its clients in the grid; each variant has its own, with folders of their own.
         config: The experiment.
         base: The frozen base.
@@ -104,22 +102,16 @@ class Variant:
         return plan
 
     def _new_plan(self) -> AnyPlan:
-        privacy, federation = self.config.privacy, self.config.federation
+        privacy = self.config.privacy
+        # A client that trains alone trusts no coordinator, and gives nothing away: no noise.
+        if self.name == NO_PRIVACY or (self.name, privacy.trust) == (NO_FEDERATION, "central"):
+            privacy = replace(privacy, trust="none")
         rounds, steps = self.steps
         run_id = self.folder.run_id
         if self.name != PRIVATE:
             run_id = f"{run_id}.{self.name.replace('_', '-')}"
-        schedule = {"run_id": run_id, "rounds": rounds, "local_steps": steps}
-        # A client that trains alone trusts no coordinator, and gives nothing away: no noise.
-        if self.name == NO_PRIVACY or (self.name, privacy.trust) == (NO_FEDERATION, "central"):
-            return plan_without_privacy(privacy, **schedule)
-        if privacy.trust != "central":
-            return private_plan(privacy, **schedule)
-        return central_plan(
-            privacy,
-            **schedule,
-            population=federation.population,
-            user_rate=federation.user_rate,
+        return plan_of_run(
+            privacy, self.config.federation, run_id=run_id, rounds=rounds, local_steps=steps
         )
 
     def strategy(self, *, min_updates: int | None = None) -> SordinoStrategy:

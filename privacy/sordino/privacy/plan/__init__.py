@@ -25,7 +25,12 @@ from sordino.privacy.plan.figures import (
 )
 from sordino.privacy.plan.forecast import Forecast, first_refused_round, forecast, forecasts
 from sordino.privacy.plan.limits import binding_caps, counted, filter_of, policy_limit, request_of
-from sordino.privacy.plan.making import central_plan, plan_without_privacy, private_plan
+from sordino.privacy.plan.making import (
+    central_plan,
+    plan_of_run,
+    plan_without_privacy,
+    private_plan,
+)
 from sordino.privacy.plan.metrics import MetricMechanism, MetricPlan, open_metric
 from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
 from sordino.privacy.plan.rounds import (
@@ -70,6 +75,7 @@ __all__ = [
     "open_round",
     "open_round_without_privacy",
     "open_update",
+    "plan_of_run",
     "plan_without_privacy",
     "policy_limit",
     "private_plan",

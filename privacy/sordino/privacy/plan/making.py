@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from sordino.core.config import PrivacyConfig
+from sordino.core.config import FederationConfig, PrivacyConfig
 from sordino.core.errors import PlanError, expected
 from sordino.privacy import accounting
 from sordino.privacy.plan.central import CentralPlan
+from sordino.privacy.plan.decode import AnyPlan
 from sordino.privacy.plan.plans import NoPrivacyPlan, Plan
+
+
+def plan_of_run(
+    config: PrivacyConfig,
+    federation: FederationConfig,
+    *,
+    run_id: str,
+    rounds: int,
+    local_steps: int,
+) -> AnyPlan:
+    """Make the plan of a run under the trust that its configuration declares.
+
+    Raises:
+        PlanError: A value is impossible, or the accountants contradict.
+    """
+    if config.trust == "central":
+        return central_plan(
+            config,
+            run_id=run_id,
+            rounds=rounds,
+            local_steps=local_steps,
+            population=federation.population,
+            user_rate=federation.user_rate,
+        )
+    make = plan_without_privacy if config.trust == "none" else private_plan
+    return make(config, run_id=run_id, rounds=rounds, local_steps=local_steps)
 
 
 def private_plan(config: PrivacyConfig, *, run_id: str, rounds: int, local_steps: int) -> Plan:
