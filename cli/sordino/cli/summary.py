@@ -68,7 +68,7 @@ def _lines(report: RunReport) -> list[Text]:
         f"{_number(given.epsilon.rdp, 2)}) at δ = {given.delta:g}, unit {given.unit}, "
         f"{given.neighbouring}, sampling {given.sampling}, trust {given.trust} "
         f"({against(given.trust)}), over {given.composition}. "
-        f"Unit {given.other.unit}: {_other(given.other)}."
+        f"{_other(given.other)}."
         if given.epsilon.pld is not None and given.delta is not None
         else "Guarantee: none. This run was made without privacy."
     )
@@ -86,8 +86,11 @@ def _lines(report: RunReport) -> list[Text]:
 
 def _other(other: OtherUnit) -> str:
     if other.epsilon is None or other.delta is None:
-        return other.status
-    return f"ε = {_number(other.epsilon, 2)} at δ = {other.delta:g}"
+        return f"Unit {other.unit}: {other.status}"
+    bound = f"ε = {_number(other.epsilon, 2)} at δ = {other.delta:g}"
+    if other.unit == "record":
+        return f"It covers each record of a user; a record added or removed by itself: {bound}"
+    return f"Unit {other.unit}: {bound}"
 
 
 def _gains(report: RunReport) -> str:
