@@ -52,7 +52,7 @@ def test_a_small_demo_prints_the_table_and_writes_the_report(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("simulate", "nope"), "no scenario 'nope': shipped are demo"),
+        (("simulate", "nope"), "no scenario 'nope': shipped are central, demo"),
         (("demo", "--set", "privacy.epsilon=-1"), "privacy.epsilon finite and > 0, got -1"),
         (("demo", "--set", "foo.bar=1"), "unknown key foo"),
         (("simulate", "--model", "pockte"), "did you mean pocket?"),

@@ -23,6 +23,7 @@ from support.federation import (
     make_plan,
     make_task,
 )
+from support.journal import Journal
 from support.ledgers import RefusedError, at_most
 
 from sordino.client.app import answer, answer_metric
@@ -57,24 +58,6 @@ ROUNDS = 40
 
 def task(number):
     return make_task(number, make_plan(rounds=ROUNDS))
-
-
-class Journal:
-    """Lines that survive the process."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def write(self, *words):
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(fd, (" ".join(map(str, words)) + "\n").encode())
-        os.close(fd)
-
-    def lines(self, kind):
-        if not self.path.exists():
-            return []
-        split = (line.split() for line in self.path.read_text().splitlines())
-        return [words[1:] for words in split if words[0] == kind]
 
 
 class Watched:

@@ -30,9 +30,9 @@ def test_a_run_buys_its_looks_within_its_epsilon(tmp_path):
     assert (row.metric, row.round, row.answers, row.unit) == ("accuracy", 2, 2, "record")
     assert row.value is not None
     assert 0 < row.epsilon <= 0.8
-    assert report.guarantee.record.epsilon.pld <= 8.0
-    assert "1 looks at its accuracy" in report.guarantee.record.composition
-    assert report.rounds[-1].epsilon == report.guarantee.record.epsilon.pld
+    assert report.guarantee.epsilon.pld <= 8.0
+    assert "1 looks at its accuracy" in report.guarantee.composition
+    assert report.rounds[-1].epsilon == report.guarantee.epsilon.pld
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["value"] for line in lines if line["event"] == "metric"] == [row.value]
     assert "Paid metric" in (folder / "report.html").read_text()
@@ -47,7 +47,7 @@ def test_a_run_buys_its_looks_within_its_epsilon(tmp_path):
         plan.sha256,
     ]
     claim = claim_of_run(folder)
-    assert claim.epsilon == report.guarantee.record.epsilon.pld
+    assert claim.epsilon == report.guarantee.epsilon.pld
     assert "1 looks at its accuracy" in claim.composition
     assert claim.mechanism["kind"] == "adaptive-clip-gaussian"
     assert "agrees" in claim.second_opinion

@@ -78,7 +78,7 @@ def test_epsilon_is_recomputed_from_the_ledger_alone(finished):
             event["sampling_rate"], dp_event.GaussianDpEvent(event["noise_multiplier"])
         )
         accountant.compose(dp_event.SelfComposedDpEvent(step, event["steps"]))
-    record = finished.report.guarantee.record
+    record = finished.report.guarantee
     worst = max(accountant.get_epsilon(record.delta) for accountant in spent.values())
     assert len(spent) == 3
     assert record.epsilon.pld == pytest.approx(worst, rel=0.01)
@@ -87,7 +87,7 @@ def test_epsilon_is_recomputed_from_the_ledger_alone(finished):
 
 
 def test_opacus_second_opinion_agrees(finished):
-    record = finished.report.guarantee.record
+    record = finished.report.guarantee
     prv, pld = record.second_opinion.opacus_prv, record.epsilon.pld
     assert abs(prv - pld) <= max(0.01 * pld, 0.011)
     assert record.second_opinion.opacus_rdp >= pld
@@ -114,7 +114,7 @@ def test_the_report_says_what_the_noise_is_and_that_nothing_was_audited(finished
     assert finished.report.noise.source == SYSTEM_LABEL
     assert "exactly sampled" in SYSTEM_LABEL
     assert finished.report.leakage.status == "not audited"
-    assert finished.report.guarantee.user.status == "not bounded"
+    assert finished.report.guarantee.other.status == "not bounded"
     page = (finished.folder / "report.html").read_text()
     assert "<script" not in page
     assert "http://" not in page
@@ -157,7 +157,7 @@ def test_without_privacy_there_is_one_run_and_no_claim(tmp_path, cache):
     config = replace(config, privacy=replace(config.privacy, trust="none"))
     report = simulate(config, tmp_path / "run", cache=cache).report
     assert report.utility.private is None
-    assert report.guarantee.record.epsilon.pld is None
+    assert report.guarantee.epsilon.pld is None
     assert report.guarantee.trust == "none"
 
 

@@ -8,35 +8,23 @@ import math
 import os
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from support.central import SAMPLED, Still, make_central
 from support.federation import (
-    ARCHITECTURE,
-    BASE,
-    LORA,
     MANIFEST,
-    TRAIN,
-    TinySession,
     filled,
-    initial,
     make_plan,
-    update_for,
 )
 
-from sordino.client.app import answer, make_app
-from sordino.core import adapters, canonical
-from sordino.core import app as flower
+from sordino.core import canonical
 from sordino.core.config import FederationConfig, PrivacyConfig
-from sordino.core.errors import ConfigError, LedgerError, PlanError, UpdateRejectedError
-from sordino.core.wire import decode_update, encode_update
+from sordino.core.errors import ConfigError, PlanError, UpdateRejectedError
 from sordino.privacy.accounting import PoissonSampledGaussian, UserGaussian, epsilon_pld
-from sordino.privacy.ledger import Ledger, read_charges
+from sordino.privacy.ledger import Ledger
 from sordino.privacy.noise import seeded_source
 from sordino.privacy.plan import (
-    CentralPlan,
     CentralSum,
     UserMechanism,
     central_plan,
@@ -44,48 +32,9 @@ from sordino.privacy.plan import (
     guarantee,
     open_round,
     open_update,
-    policy_limit,
     sample_users,
 )
-from sordino.privacy.policy import Cap, Policy
-from sordino.server import aggregate
 from sordino.server.aggregate import PrivateSum
-from sordino.server.release import Releases
-from sordino.server.strategy import SordinoStrategy
-
-
-class Still:
-    """No noise, and every coin falls on its first side: what is left is the sum."""
-
-    label = "still: for tests"
-    private = False
-
-    def rounded_gaussian(self, size, scale):
-        return np.zeros(size, np.int64)
-
-    def coins(self, size):
-        return np.zeros(size, np.uint64)
-
-
-def make_central(**changes) -> CentralPlan:
-    values = {
-        "run_id": "run-1",
-        "rounds": 3,
-        "steps_per_round": TRAIN.local_steps,
-        "noise_multiplier": 1.0,
-        "clip_norm": 1.0,
-        "delta": 1e-6,
-        "population": 4,
-        "cohort": 4,
-        "sampling": "none",
-        "sampling_rate": 1.0,
-        "batch_rate": 0.5,
-        "batch_divisor": 4.0,
-    }
-    return CentralPlan(**{**values, **changes})
-
-
-SAMPLED = {"sampling": "poisson", "sampling_rate": 0.02, "population": 5000, "cohort": 100}
 
 
 @pytest.fixture
@@ -336,145 +285,3 @@ def test_bad_updates_change_nothing():
     with pytest.raises(PlanError):
         CentralSum(make_central(), 2).add(np.array([1.0, np.nan]))
     assert total.count == 0
-
-
-# --- the two together --------------------------------------------------------------------------
-
-
-def make_strategy(plan, ledger, source=None, **federation) -> SordinoStrategy:
-    releases = Releases(
-        plan=plan, ledger=ledger, population="users", source=source or seeded_source(0)
-    )
-    return SordinoStrategy(
-        plan=plan,
-        manifest=adapters.adapter_manifest(ARCHITECTURE, LORA),
-        base_sha256=BASE,
-        lora=LORA,
-        train=TRAIN,
-        federation=FederationConfig(population=4, **federation),
-        releases=releases,
-    )
-
-
-def ask(strategy, number, nodes):
-    with flower.task_identity(run_id=1, node_id=1):
-        messages = list(strategy.open_round(number, initial(), nodes))
-        for index, message in enumerate(messages):
-            flower.set_message_id(message, f"m{number}-{index}")
-    return messages
-
-
-def device(tmp_path: Path, name: str) -> TinySession:
-    session = TinySession(name, tmp_path / name)
-    policy = Policy(
-        trust=("central",),
-        max_sampling_rate=1.0,
-        min_cohort=4,
-        caps=(Cap(epsilon=50.0, delta=1e-6, unit="user"),),
-    )
-    session.policy, session.limit = policy, policy_limit(policy)
-    return session
-
-
-def test_a_round_from_end_to_end(tmp_path, ledger):
-    plan = make_central()
-    strategy = make_strategy(plan, ledger, Still())
-    sessions = {node: device(tmp_path, f"user-{node}") for node in (2, 3, 4)}
-    replies = []
-    for message in ask(strategy, 1, [2, 3, 4, 5]):  # node 5 never answers
-        node = message.metadata.dst_node_id
-        if node in sessions:
-            app = make_app(lambda _, node=node: sessions[node])
-            with flower.task_identity(run_id=1, node_id=node):
-                replies.append(app(message, Context(1, node, {}, RecordDict(), {})))
-    updates = [decode_update(flower.from_records(r.content)).tensors for r in replies]
-    for update in updates:
-        assert aggregate.update_norm(update) <= plan.clip_norm
-    adapter, report = strategy.close_round(replies)
-    assert (report.received, report.reasons) == (3, {"no-reply": 1})
-    for name in updates[0]:
-        mean = sum(u[name].astype(np.float64) for u in updates) / plan.cohort
-        assert adapter[name] - initial()[name] == pytest.approx(mean, abs=2e-3)
-    (entry,) = read_charges(ledger.path)["coordinator"]
-    assert dict(entry.event) == plan.releases.event_fields()
-    (standing,) = ledger.standings
-    assert standing.state == "released"
-    (own,) = read_charges(tmp_path / "user-2" / "ledger.db")["user-2"]
-    assert (own.unit, own.event["kind"]) == ("user", "user-gaussian")
-
-
-def test_a_client_that_forges_is_dropped(ledger):
-    plan = make_central()
-    strategy = make_strategy(plan, ledger, Still())
-    messages = ask(strategy, 1, [2])
-    task = strategy.task(1, initial())
-    update = update_for(task, filled(9.0))
-    with flower.task_identity(run_id=1, node_id=2):
-        reply = Message(flower.to_records(encode_update(update)), reply_to=messages[0])
-    adapter, report = strategy.close_round([reply])
-    assert report.reasons == {"over-norm": 1}
-    assert all((adapter[name] == initial()[name]).all() for name in adapter)
-
-
-def test_a_round_with_nobody_is_released_all_the_same(ledger):
-    # Whether it fails would tell how many answered.
-    strategy = make_strategy(make_central(), ledger, min_updates=3)
-    ask(strategy, 1, [])
-    adapter, _ = strategy.close_round([])
-    assert any((adapter[name] != initial()[name]).any() for name in adapter)
-
-
-def test_a_round_is_released_once(ledger):
-    strategy = make_strategy(make_central(), ledger)
-    ask(strategy, 1, [2])
-    strategy.close_round([])
-    ask(strategy, 1, [2])
-    with pytest.raises(LedgerError, match="already charged"):
-        strategy.close_round([])
-
-
-def test_only_those_whom_the_coins_picked_are_asked(ledger):
-    plan = make_central(**SAMPLED)
-    strategy = make_strategy(plan, ledger)
-    asked = [m.metadata.dst_node_id for m in ask(strategy, 1, range(2, 5002))]
-    assert 50 < len(asked) < 150
-    again = [m.metadata.dst_node_id for m in ask(strategy, 2, range(2, 5002))]
-    assert asked != again
-
-
-def test_a_central_plan_needs_its_own_releases(ledger):
-    plan = make_central()
-    with pytest.raises(PlanError, match="releases"):
-        make_strategy(make_central(clip_norm=2.0), ledger).__class__(
-            plan=plan,
-            manifest=MANIFEST,
-            base_sha256=BASE,
-            lora=LORA,
-            train=TRAIN,
-            federation=FederationConfig(),
-        )
-    releases = Releases(plan=plan, ledger=ledger, population="users", source=seeded_source(0))
-    for other in (make_plan(), make_central(clip_norm=2.0)):
-        with pytest.raises(PlanError, match="releases"):
-            SordinoStrategy(
-                plan=other,
-                manifest=MANIFEST,
-                base_sha256=BASE,
-                lora=LORA,
-                train=TRAIN,
-                federation=FederationConfig(),
-                releases=releases,
-            )
-
-
-def test_the_device_refuses_a_plan_that_it_has_no_cap_for(tmp_path):
-    session = device(tmp_path, "user")
-    bare = Policy(trust=("central",), min_cohort=4, max_sampling_rate=1.0)
-    session.policy, session.limit = bare, policy_limit(bare)
-    ledger = Ledger(tmp_path / "c.db", "coordinator")
-    task = make_strategy(make_central(), ledger).task(1, initial())
-    from sordino.core.errors import PolicyRefusedError
-
-    with pytest.raises(PolicyRefusedError, match="no cap for life"):
-        answer(session, task)
-    assert session.trained == 0

@@ -186,7 +186,8 @@ def test_a_coordinators_claim_is_about_users(tmp_path):
     claim = make_claim(plan, ledger.path, FACTS)
     assert (claim.unit, claim.trust, claim.sampling) == ("user", "central", "poisson")
     assert claim.epsilon == epsilon_pld([plan.total_event()], 1e-6)
-    assert "record: ε ≤" in claim.other_unit
+    assert "each of a user's records is covered by the user's ε" in claim.other_unit
+    assert "at most 2C: ε ≤" in claim.other_unit
     assert "trusted" in claim.threat_model
 
 

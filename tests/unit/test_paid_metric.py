@@ -62,6 +62,7 @@ from sordino.privacy.plan import (
     first_refused_round,
     forecast,
     metric_plan,
+    plan_of_run,
     policy_limit,
     private_plan,
     support,
@@ -499,7 +500,11 @@ def test_looks_come_every_so_many_rounds_and_can_be_given_their_noise() -> None:
     [
         ({"every": 4}, {}, "metrics.every"),
         ({}, {"trust": "none"}, "metrics.metric"),
-        ({}, {"trust": "central"}, "metrics.metric"),
+        (
+            {},
+            {"trust": "central"},
+            "metrics.metric none with central trust, got 'loss': it is paid",
+        ),
         ({}, {"noise_multiplier": 1.0}, "metrics.noise_multiplier"),
         ({"epsilon_share": 1.0}, {}, "metrics.epsilon_share"),
         ({"low": 9.0}, {}, "metrics.high"),
@@ -515,6 +520,17 @@ def test_settings_that_make_no_sense(
             privacy=PrivacyConfig(**privacy),  # type: ignore[arg-type]
             federation=FederationConfig(population=10),
         )
+
+
+@pytest.mark.parametrize("trust", ["central", "none"])
+def test_no_plan_but_a_local_one_takes_a_metric(trust: str) -> None:
+    bought, plan = plans()
+    config = replace(SETTINGS, trust=trust)
+    users = FederationConfig(population=10)
+    schedule = {"run_id": "r", "rounds": 4, "local_steps": 5}
+    assert plan_of_run(SETTINGS, users, metric=bought, **schedule) == plan  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=f"metric None with {trust} trust, got 'loss'"):
+        plan_of_run(config, users, metric=bought, **schedule)  # type: ignore[arg-type]
 
 
 def test_a_claim_covers_the_looks_or_is_none(tmp_path: Path, session: TinySession) -> None:

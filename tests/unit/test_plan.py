@@ -108,6 +108,7 @@ def test_exported_members_are_locked():
         "open_round",
         "open_round_without_privacy",
         "open_update",
+        "plan_of_run",
         "plan_without_privacy",
         "policy_limit",
         "private_plan",

@@ -17,11 +17,12 @@ from sordino.core.stats import Interval
 from sordino.privacy.noise import SYSTEM_LABEL
 from sordino.server import report as package
 from sordino.server.report import (
+    PRIVATE_TO_A_COORDINATOR,
     BaseCard,
     Energy,
     Epsilon,
+    OtherUnit,
     SecondOpinion,
-    UserGuarantee,
     Utility,
     from_json,
     measured_gain,
@@ -64,12 +65,31 @@ def sparse(report):
     )
 
 
+def by_user(report):
+    """The same run under central trust."""
+    other = OtherUnit(
+        unit="record", status="bounded", reason="Covered, and 2C.", epsilon=19.12, delta=1e-5
+    )
+    guarantee = dataclasses.replace(
+        report.guarantee, trust="central", unit="user", other=other, neighbouring="one user"
+    )
+    lost = dataclasses.replace(report.rounds[1], released=False, updates=None)
+    return dataclasses.replace(
+        report,
+        guarantee=guarantee,
+        rounds=(report.rounds[0], lost, *report.rounds[2:]),
+        clients=tuple(dataclasses.replace(c, clip_fraction=None) for c in report.clients),
+        simulation_only=(*report.simulation_only, *PRIVATE_TO_A_COORDINATOR),
+    )
+
+
 # report.json
 
 
 def test_round_trip_is_exact(report):
     assert to_json(report) == TEXT
     assert from_json(to_json(sparse(report))) == sparse(report)
+    assert from_json(to_json(by_user(report))) == by_user(report)
 
 
 def test_order_does_not_depend_on_how_versions_were_gathered(report):
@@ -79,10 +99,10 @@ def test_order_does_not_depend_on_how_versions_were_gathered(report):
 
 def test_exported_names():
     assert package.__all__ == [
-        "KNOWN_TO_A_SIMULATION", "SCHEMA_VERSION", "BaseCard", "ClientFigures", "Cost", "Energy",
-        "Epsilon", "Guarantee", "Leakage", "MetricFigures", "Noise", "RecordGuarantee",
-        "RoundFigures", "Run",
-        "RunModel", "RunReport", "SecondOpinion", "UserGuarantee", "Utility", "UtilityFigures",
+        "KNOWN_TO_A_SIMULATION", "PRIVATE_TO_A_COORDINATOR", "SCHEMA_VERSION", "BaseCard",
+        "ClientFigures", "Cost", "Energy", "Epsilon", "Guarantee", "Leakage", "MetricFigures",
+        "Noise", "OtherUnit", "RoundFigures", "Run", "RunModel", "RunReport", "SecondOpinion",
+        "Utility", "UtilityFigures",
         "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
         "write_card", "write_report",
     ]  # fmt: skip
@@ -137,8 +157,8 @@ def test_json_that_is_not_finite_is_refused(constant):
 @pytest.mark.parametrize(
     "path",
     [
-        "guarantee.record.epsilon.pld",
-        "guarantee.record.delta",
+        "guarantee.epsilon.pld",
+        "guarantee.delta",
         "noise.noise_multiplier",
         "noise.update_snr",
         "utility.private.loss_after",
@@ -161,9 +181,9 @@ def test_an_interval_that_is_not_finite_cannot_be_reported(report):
     [
         ("noise.clip_fraction", 1.2, "in \\[0, 1\\]"),
         ("noise.sampling_rate", -0.1, "in \\[0, 1\\]"),
-        ("guarantee.record.epsilon.pld", -1.0, ">= 0"),
-        ("guarantee.record.delta", 0.0, "> 0 beside"),
-        ("guarantee.record.delta", None, "> 0 beside"),
+        ("guarantee.epsilon.pld", -1.0, ">= 0"),
+        ("guarantee.delta", 0.0, "> 0 beside"),
+        ("guarantee.delta", None, "> 0 beside"),
         ("cost.bytes_up", -1, ">= 0"),
         ("run.clients", 0, ">= 1"),
         ("run.model.sha256", "abc", "64 lowercase"),
@@ -179,9 +199,11 @@ def test_impossible_figures_are_refused(report, path, bad, words):
 
 def test_sections_that_contradict_themselves_are_refused(report):
     with pytest.raises(ReportError, match="when bounded"):
-        UserGuarantee(status="bounded", reason="group privacy")
+        OtherUnit(unit="user", status="bounded", reason="group privacy")
     with pytest.raises(ReportError, match="when bounded"):
-        UserGuarantee(status="not bounded", reason="many records", epsilon=3.0, delta=1e-5)
+        OtherUnit(unit="user", status="not bounded", reason="many", epsilon=3.0, delta=1e-5)
+    with pytest.raises(ReportError, match=r"other\.unit other than record"):
+        replaced(report, "guarantee.other.unit", "record")
     with pytest.raises(ReportError, match="unavailable"):
         Energy(joules=None, source="measured")
     with pytest.raises(ReportError, match="in order"):
@@ -361,7 +383,7 @@ def test_names_are_data(report):
 
 @pytest.mark.parametrize(
     "path",
-    ["run.id", "run.data", "run.model.name", "noise.source", "guarantee.record.accountant"],
+    ["run.id", "run.data", "run.model.name", "noise.source", "guarantee.accountant"],
 )
 def test_hostile_text_stays_text(report, path):
     hostile = '"><script>alert(1)</script><img src=x onerror=y>{{ 7*7 }}'
@@ -373,7 +395,7 @@ def test_hostile_text_stays_text(report, path):
 
 
 def test_headline_states_every_qualifier(report):
-    record = report.guarantee.record
+    record = report.guarantee
     page = render_html(report)
     statement = plain("<body>" + page.split('<p class="statement">')[1].split("</p>")[0])
     assert statement.startswith("Each record is protected with ε ≤ 8.00 at δ = 10⁻⁵ ,")
@@ -390,8 +412,49 @@ def test_headline_states_every_qualifier(report):
         assert words in statement
 
 
+def test_under_central_trust_the_headline_is_the_users(report):
+    page = render_html(by_user(report))
+    read(page)
+    statement = plain("<body>" + page.split('<p class="statement">')[1].split("</p>")[0])
+    assert statement.startswith("Each user, with all of their records, is protected with ε ≤ 8.00")
+    for words in (
+        "unit user",
+        "neighbouring datasets by one user",
+        report.guarantee.sampling,
+        report.guarantee.accountant,
+        report.guarantee.composition,
+        "trust model central",
+        "against everyone but the coordinator",
+        "unit record , ε is ≤ 19.12 at δ = 10⁻⁵",
+    ):
+        assert words in statement
+    text = plain(page)
+    assert "Unit: user ε ≤ 8.00" in text
+    assert "Unit: record ε ≤ 19.12 at δ = 10⁻⁵ Covered, and 2C." in text
+    for words in ("Updates clipped", "one released sum", "Noised sums, one a round"):
+        assert words in text
+    for words in ("Each record is protected", "Records clipped", "one step of a client"):
+        assert words not in text
+    assert "each client alone, without noise, as nothing leaves it" in text
+    card = model_card(by_user(report), BASE)
+    assert "**ε ≤ 8.00 at δ = 10⁻⁵ for each user.** One record of a user who takes part:" in card
+    assert "the clipped updates, which the coordinator sees" in card
+
+
+def test_who_took_part_is_the_coordinators_own(report):
+    charts = all_charts(by_user(report))
+    assert all(charts[key].simulation_only for key in ("updates", "bytes", "time"))
+    assert not any(all_charts(report)[key].simulation_only for key in ("updates", "bytes", "time"))
+    assert "who they are, ε spent, records" in plain(render_html(by_user(report)))
+
+
+def test_a_round_that_was_charged_and_lost_is_said(report):
+    assert "Round 2: charged, and nothing released." in plain(render_html(by_user(report)))
+    assert "nothing released" not in render_html(report)
+
+
 def test_epsilon_is_never_rounded_down(report):
-    page = render_html(replaced(report, "guarantee.record.epsilon.pld", 7.9901))
+    page = render_html(replaced(report, "guarantee.epsilon.pld", 7.9901))
     assert "ε ≤ 8.00" in plain(page)
     assert "7.99<" not in page.split('<section aria-labelledby="h-guarantee">')[0]
 
@@ -400,8 +463,10 @@ def test_both_units_stand_side_by_side(report):
     text = plain(render_html(report))
     assert "Unit: record ε ≤ 8.00" in text
     assert "Unit: user Not bounded A user owns up to 1204 records" in text
-    bounded = UserGuarantee(status="bounded", reason="By groups of 2.", epsilon=19.9, delta=1e-5)
-    text = plain(render_html(replaced(report, "guarantee.user", bounded)))
+    bounded = OtherUnit(
+        unit="user", status="bounded", reason="By groups of 2.", epsilon=19.9, delta=1e-5
+    )
+    text = plain(render_html(replaced(report, "guarantee.other", bounded)))
     assert "Unit: user ε ≤ 19.90 at δ = 10⁻⁵ By groups of 2." in text
 
 
@@ -415,18 +480,16 @@ def test_seeded_noise_claims_nothing(report):
     page = render_html(replaced(report, "noise.source", "seeded: not private"))
     assert '<p class="notice danger"' in page
     assert "This run gives no differential privacy." in page
-    assert "Each record is protected" not in page
+    assert "is protected with" not in page
     assert "Not protected" in page
 
 
 def test_a_run_without_privacy_claims_nothing(report):
-    record = dataclasses.replace(
-        report.guarantee.record, epsilon=Epsilon(pld=None, rdp=None), delta=None
-    )
-    bare = replaced(report, "guarantee.record", record)
+    claim = dataclasses.replace(report.guarantee, epsilon=Epsilon(pld=None, rdp=None), delta=None)
+    bare = replaced(report, "guarantee", claim)
     bare = replaced(replaced(bare, "guarantee.trust", "none"), "noise.source", "none")
     bare = replaced(replaced(bare, "noise.noise_multiplier", None), "noise.clip_norm", None)
-    bare = replaced(bare, "guarantee.record.second_opinion", SecondOpinion())
+    bare = replaced(bare, "guarantee.second_opinion", SecondOpinion())
     bare = dataclasses.replace(
         bare,
         rounds=tuple(dataclasses.replace(r, epsilon=None) for r in bare.rounds),
@@ -441,7 +504,7 @@ def test_a_run_without_privacy_claims_nothing(report):
     assert "Held-out loss fell from 3.413 to 3.254" in plain(render_html(bare))
     assert "| this adapter | 3.254 |" in model_card(bare, BASE)
     assert "| without privacy |" not in model_card(bare, BASE)
-    assert "Each record is protected" not in page
+    assert "is protected with" not in page
 
 
 def test_the_system_source_is_shown_calmly(report):
@@ -572,7 +635,7 @@ def test_card_has_front_matter_and_a_privacy_section(report):
     assert json.loads(matter["base_model"]) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert matter["library_name"] == "peft"
     assert json.loads(matter["license"]) == "apache-2.0"
-    record = report.guarantee.record
+    record = report.guarantee
     for words in (
         "**ε ≤ 8.00 at δ = 10⁻⁵ for each record.**",
         record.neighbouring,

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from sordino.server.report import RunReport, UtilityFigures
+from sordino.server.report import OtherUnit, RunReport, UtilityFigures
 from sordino.server.report.standing import against, noise_standing
 
 _COLUMNS = ("ε\nspent", "noise\nmult.", "clip\nfraction", "loss\nbefore", "loss\nafter", "gain")
@@ -41,12 +41,13 @@ def _table(report: RunReport) -> Table:
             gain,
         )
     table.add_section()
-    private = report.guarantee.record.epsilon.pld
+    private, unit = report.guarantee.epsilon.pld, report.guarantee.unit
     for key, title in _LINES:
         figures: UtilityFigures | None = getattr(report.utility, key)
         if figures is None:
             continue
-        without = key == "no_privacy"
+        # Under central trust a client alone needs no noise: nothing leaves it.
+        without = key == "no_privacy" or (key, unit) == ("no_federation", "user")
         table.add_row(
             Text(title, style="bold" if key == "private" else ""),
             "none" if without else _number(private, 2),
@@ -60,15 +61,15 @@ def _table(report: RunReport) -> Table:
 
 
 def _lines(report: RunReport) -> list[Text]:
-    record, noise = report.guarantee.record, report.noise
+    given, noise = report.guarantee, report.noise
     standing = noise_standing(report)
     claim = (
-        f"Guarantee: ε = {_number(record.epsilon.pld, 2)} (PLD; RDP gives "
-        f"{_number(record.epsilon.rdp, 2)}) at δ = {record.delta:g}, unit record, "
-        f"{record.neighbouring}, {record.sampling} sampling, trust "
-        f"{report.guarantee.trust} ({against(report.guarantee.trust)}), over "
-        f"{record.composition}. Unit user: {report.guarantee.user.status}."
-        if record.epsilon.pld is not None and record.delta is not None
+        f"Guarantee: ε = {_number(given.epsilon.pld, 2)} (PLD; RDP gives "
+        f"{_number(given.epsilon.rdp, 2)}) at δ = {given.delta:g}, unit {given.unit}, "
+        f"{given.neighbouring}, sampling {given.sampling}, trust {given.trust} "
+        f"({against(given.trust)}), over {given.composition}. "
+        f"{_other(given.other)}."
+        if given.epsilon.pld is not None and given.delta is not None
         else "Guarantee: none. This run was made without privacy."
     )
     return [
@@ -81,6 +82,15 @@ def _lines(report: RunReport) -> list[Text]:
             "baselines exist in the simulation alone and release nothing."
         ),
     ]
+
+
+def _other(other: OtherUnit) -> str:
+    if other.epsilon is None or other.delta is None:
+        return f"Unit {other.unit}: {other.status}"
+    bound = f"ε = {_number(other.epsilon, 2)} at δ = {other.delta:g}"
+    if other.unit == "record":
+        return f"It covers each record of a user; a record added or removed by itself: {bound}"
+    return f"Unit {other.unit}: {bound}"
 
 
 def _gains(report: RunReport) -> str:

@@ -27,7 +27,6 @@ from flwr.clientapp import ClientApp
 
 from sordino.client.charged import UPDATES, Make, answer_once
 from sordino.client.contract import LocalWork, NodeConfig, OpenSession, Session
-from sordino.client.kept import KeptUpdates
 from sordino.core import adapters, durable
 from sordino.core import app as flower
 from sordino.core.config import METRICS
@@ -43,6 +42,7 @@ from sordino.core.errors import (
     expected,
 )
 from sordino.core.families import family_of, meant
+from sordino.core.kept import KeptUpdates
 from sordino.core.records import (
     AdapterManifest,
     Measurement,

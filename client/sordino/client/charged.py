@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sordino.client.kept import KeptUpdates
 from sordino.core.errors import LedgerError, PlanError
+from sordino.core.kept import KeptUpdates
 from sordino.privacy.ledger import Charge, Hook, Ledger, Limit
 from sordino.privacy.plan import ChargedPlan
 

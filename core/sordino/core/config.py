@@ -301,7 +301,7 @@ class ExperimentConfig:
             "metrics.metric",
             metrics.metric,
             f"none with {privacy.trust} trust",
-            "a metric is paid for with noise on the device, unit record",
+            "it is paid for with noise on the device, for the unit record: use local",
         )
         _require(
             metrics.every <= self.federation.rounds,

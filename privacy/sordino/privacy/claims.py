@@ -257,7 +257,11 @@ def _native(found: Support) -> dict[str, Any]:
 
 def _other_unit(unit: str, record: float, user: float) -> str:
     if unit == "user":
-        return f"record: ε ≤ {record} (one record of a user replaces the user's update: 2C)"
+        return (
+            "record: each of a user's records is covered by the user's ε, against the user's "
+            "absence; one record added to or removed from a user who takes part moves the clipped "
+            f"update by at most 2C: ε ≤ {record}"
+        )
     if math.isinf(user):
         return "user: not bounded, for the plan doesn't limit how many records a user has"
     return f"user: ε ≤ {user}"

@@ -7,7 +7,8 @@
 - ``sordino-base``: a folder with the base's ``config.json`` and its GGUF file (needed: the
   coordinator reads shapes and a hash, never weights);
 - ``sordino-base-sha256``: the base's hash, where the folder has no GGUF;
-- ``sordino-out``: where the adapter and the rounds' figures go; a run that stopped goes on there;
+- ``sordino-out``: where the adapter and the rounds' figures go, and under central trust the
+  coordinator's ledger; a run that stopped goes on there;
 - ``sordino-nodes``: how many nodes to wait for before the first round.
 """
 
@@ -35,17 +36,13 @@ from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
 from sordino.core.settings import build
-from sordino.privacy.ledger import Ledger
-from sordino.privacy.noise import system_source
 from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
     MetricPlan,
-    central_plan,
     decode_plan,
     metric_plan,
-    plan_without_privacy,
-    private_plan,
+    plan_of_run,
 )
 from sordino.server.metrics import looks_of
 from sordino.server.plans import keep_metric_plan
@@ -186,36 +183,21 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
     """The run's plan; a resumed run goes on under the one it began with, or not at all."""
     path = folder / "plan.json"
     kept = decode_plan(path.read_bytes()) if path.exists() else None
-    plan = _new_plan(experiment, run_id if kept is None else kept.run_id)
+    run_id = run_id if kept is None else kept.run_id
+    metric = _metric_plan(experiment, run_id)
+    plan = plan_of_run(
+        experiment.privacy,
+        experiment.federation,
+        run_id=run_id,
+        rounds=experiment.federation.rounds,
+        local_steps=experiment.train.local_steps,
+        metric=metric,
+    )
     if kept is not None and plan != kept:
         raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
-    keep_metric_plan(folder, _metric_plan(experiment, plan.run_id))
+    keep_metric_plan(folder, metric)
     return plan
-
-
-def _new_plan(experiment: ExperimentConfig, run_id: str) -> AnyPlan:
-    rounds, steps = experiment.federation.rounds, experiment.train.local_steps
-    if experiment.privacy.trust == "central":
-        return central_plan(
-            experiment.privacy,
-            run_id=run_id,
-            rounds=rounds,
-            local_steps=steps,
-            population=experiment.federation.population,
-            user_rate=experiment.federation.user_rate,
-        )
-    if experiment.privacy.trust == "none":
-        return plan_without_privacy(
-            experiment.privacy, run_id=run_id, rounds=rounds, local_steps=steps
-        )
-    return private_plan(
-        experiment.privacy,
-        run_id=run_id,
-        rounds=rounds,
-        local_steps=steps,
-        metric=_metric_plan(experiment, run_id),
-    )
 
 
 def _metric_plan(experiment: ExperimentConfig, run_id: str) -> MetricPlan | None:
@@ -228,14 +210,7 @@ def _metric_plan(experiment: ExperimentConfig, run_id: str) -> MetricPlan | None
 
 
 def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
-    if not isinstance(plan, CentralPlan):
-        return None
-    return Releases(
-        plan=plan,
-        ledger=Ledger(folder / "ledger.db", "coordinator"),
-        population="users",
-        source=system_source(),
-    )
+    return Releases(plan=plan, folder=folder) if isinstance(plan, CentralPlan) else None
 
 
 def _strategy(settings: ServerSettings, plan: AnyPlan, folder: Path) -> SordinoStrategy:

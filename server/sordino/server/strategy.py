@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from flwr.app import (
     ArrayRecord,
@@ -52,6 +53,7 @@ class RoundReport:
     bytes_down: int
     bytes_up: int
     wall_s: float
+    settled: Literal["", "released", "abandoned"] = ""  # charged before a crash: nobody was asked
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -85,10 +87,11 @@ class SordinoStrategy(Strategy):
             not for central trust: there a missing device counts as zero, and whether a round fails
             would tell how many answered.
         releases: For central trust: the coordinator's ledger and randomness.
-        looks: The looks at the metric that the run buys; None: it buys none.
+        looks: The looks at the metric that the run buys, under local trust; None: it buys none.
 
     Raises:
-        PlanError: The plan's steps are not the optimizer's, or `releases` is missing or too much.
+        PlanError: The plan's steps are not the optimizer's, `releases` is missing or too much, or
+            there are `looks` under central trust.
     """
 
     def __init__(
@@ -105,6 +108,10 @@ class SordinoStrategy(Strategy):
     ) -> None:
         if (releases.plan if releases else None) != (plan if is_central(plan) else None):
             raise PlanError("expected a central plan's own releases, and none for another plan")
+        if looks is not None and is_central(plan):
+            required = "None with a central plan"
+            todo = "its noise is added on the device and its unit is the record"
+            raise PlanError(expected("looks", looks.plan.metric, required, todo))
         if plan.steps_per_round != train.local_steps:
             required = f"= train.local_steps ({train.local_steps})"
             raise PlanError(expected("plan.steps_per_round", plan.steps_per_round, required))
@@ -157,7 +164,7 @@ class SordinoStrategy(Strategy):
         check_tensors(adapter, self.manifest)
         asked = ask(
             app.to_records(encode_task(self.task(round_number, adapter))),
-            self._asked(cohort),
+            self._asked(round_number, cohort),
             message_type=MessageType.TRAIN,
             ttl_s=self.federation.round_timeout_s,
             number=round_number,
@@ -193,10 +200,9 @@ class SordinoStrategy(Strategy):
             )
         return aggregate.apply_mean(opened.adapter, total.mean()), report
 
-    def _asked(self, node_ids: Iterable[int]) -> list[int]:
+    def _asked(self, round_number: int, nodes: list[int]) -> list[int]:
         """Who is asked in a round: all, or those whom the plan's secret coins pick."""
-        nodes = list(node_ids)
-        return nodes if self.releases is None else self.releases.ask(nodes)
+        return nodes if self.releases is None else self.releases.ask(round_number, nodes)
 
     def _release(
         self, opened: _OpenRound, replies: Iterable[Message], releases: Releases

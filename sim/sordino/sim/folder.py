@@ -5,7 +5,8 @@ runs/<id>/
 ├── metrics.jsonl     one line an event, as it happens
 ├── report.json, report.html
 ├── adapter/          PEFT format, with a model card
-├── ledger.jsonl      every client's charges in the private run, verifiable
+├── ledger.jsonl      every client's charges in the private run, verifiable; under central trust
+│                     the coordinator's
 └── state/            what a resumed run needs: adapters by round, clients' own folders
 """
 
@@ -24,6 +25,10 @@ from sordino.core.config import ExperimentConfig, load_experiment
 from sordino.core.errors import ConfigError
 from sordino.core.records import Tensors, is_run_id
 from sordino.core.settings import to_toml
+
+PRIVATE = "private"
+NO_PRIVACY = "no_privacy"
+NO_FEDERATION = "no_federation"
 
 
 def new_run_id() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sordino.privacy import accounting
 from sordino.privacy.accounting import Event
-from sordino.privacy.plan import MetricPlan, Plan
+from sordino.privacy.plan import CentralPlan, MetricPlan, Plan
 from sordino.server.metrics import Looks
 from sordino.server.plans import read_metric_plan
 from sordino.server.report import MetricFigures
@@ -27,9 +27,15 @@ def metric_rows(run: RunFolder, variant: str) -> tuple[MetricFigures, ...]:
     return () if plan is None else tuple(_row(plan, line) for line in run.events("metric"))
 
 
-def events_until(plan: Plan, metric: MetricPlan | None, every: int, rounds: int) -> list[Event]:
-    """What a client is charged by the end of a round, the looks that were due included."""
-    events: list[Event] = [plan.round_event()] * rounds
+def events_until(
+    plan: Plan | CentralPlan, metric: MetricPlan | None, every: int, rounds: int
+) -> list[Event]:
+    """What the claim holds by the end of a round, the looks that were due included.
+
+    Under local trust that is what a client is charged, under central trust the coordinator.
+    """
+    charged = plan.releases if isinstance(plan, CentralPlan) else plan
+    events: list[Event] = [charged.round_event()] * rounds
     if metric is not None:
         events += [metric.round_event()] * min(rounds // every, metric.rounds)
     return events

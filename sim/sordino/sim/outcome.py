@@ -18,18 +18,25 @@ from sordino.client.opinion import opacus_epsilons
 from sordino.core.config import ExperimentConfig
 from sordino.privacy import accounting
 from sordino.privacy.noise import SEEDED_LABEL, SYSTEM_LABEL
-from sordino.privacy.plan import AnyPlan, Plan, events_by_client, guarantee
+from sordino.privacy.plan import AnyPlan, CentralPlan, NoPrivacyPlan, guarantee
 from sordino.server import report as rep
 from sordino.server.plans import read_metric_plan
 from sordino.sim import looks, population
+from sordino.sim.charges import Charges, charges_of
 from sordino.sim.evaluation import Losses
-from sordino.sim.folder import RunFolder
-from sordino.sim.variants import NO_FEDERATION, NO_PRIVACY, PRIVATE, observations, read_plan
+from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
+from sordino.sim.variants import observations, read_plan
 
 _PACKAGES = ("sordino", "flwr", "torch", "opacus", "dp-accounting", "numpy")
 _WHOLE_USER = (
     "each client's records are one user's, and the plan doesn't limit how many there are; "
     "a bound for a whole user needs such a limit, or noise scaled to a user's whole update"
+)
+_ONE_RECORD = (
+    "the bound for a user covers all of their records at once, so each single one at that same ε, "
+    "against the user's absence; one record added to or removed from a user who takes part all the "
+    "same moves the user's clipped update by at most 2C, which is this larger ε, without credit "
+    "for any sampling of users"
 )
 
 
@@ -48,30 +55,34 @@ class Outcome:
     after: Mapping[str, Losses]
     main: str
 
+    def states(self) -> list[Path]:
+        """The clients' own folders."""
+        root = self.run.state(self.main)
+        return [population.state_dir(root, i) for i in range(len(self.users))]
+
     def seen(self) -> list[list[dict[str, Any]]]:
         """What each client's device noted, a list of rounds a client."""
-        root = self.run.state(self.main)
-        return [observations(population.state_dir(root, i)) for i in range(len(self.users))]
+        return [observations(state) for state in self.states()]
 
 
 def make_report(outcome: Outcome) -> rep.RunReport:
-    """Assemble the report; every ε is recomputed from the exported ledger."""
+    """Assemble the report; every ε is recomputed from the ledgers."""
     plan = read_plan(outcome.run, outcome.main)
     rounds = outcome.run.rounds(outcome.main)
     seen = outcome.seen()
-    events = events_by_client(outcome.run.ledger) if isinstance(plan, Plan) else {}
-    spent = accounting.spent(events, plan.delta) if isinstance(plan, Plan) else {}
+    charges = charges_of(plan, outcome.run, outcome.users, outcome.states(), seen)
+    secret = rep.PRIVATE_TO_A_COORDINATOR if isinstance(plan, CentralPlan) else ()
     return rep.RunReport(
         run=_run(outcome, len(rounds)),
-        guarantee=_guarantee(outcome, plan, events, spent, seen),
-        noise=_noise(outcome, plan, seen),
+        guarantee=_guarantee(outcome, plan, charges),
+        noise=_noise(outcome, plan, rounds, seen),
         utility=_utility(outcome),
         leakage=rep.Leakage(),
         cost=_cost(rounds, seen),
-        clients=_clients(outcome, plan, spent, seen),
+        clients=_clients(outcome, plan, charges, seen),
         rounds=tuple(_round(entry, plan, outcome) for entry in rounds),
         metrics=looks.metric_rows(outcome.run, outcome.main),
-        simulation_only=rep.KNOWN_TO_A_SIMULATION,
+        simulation_only=(*rep.KNOWN_TO_A_SIMULATION, *secret),
     )
 
 
@@ -95,60 +106,89 @@ def _run(outcome: Outcome, rounds: int) -> rep.Run:
     )
 
 
-def _guarantee(
-    outcome: Outcome,
-    plan: AnyPlan,
-    events: Mapping[str, Sequence[accounting.Event]],
-    spent: Mapping[str, float],
-    seen: list[list[dict[str, Any]]],
-) -> rep.Guarantee:
+def _guarantee(outcome: Outcome, plan: AnyPlan, charges: Charges) -> rep.Guarantee:
     composition = f"all {plan.rounds} rounds of this run"
     metric = read_metric_plan(outcome.run.state(outcome.main))
     if metric is not None:
         composition += f", and {metric.rounds} looks at its {metric.metric}"
-    # Clients hold disjoint records, so a record's loss is that of its own client: the largest.
-    worst = events[max(spent, key=lambda client: spent[client])] if spent else ()
-    claim = guarantee(plan, worst, composition=composition)
+    claim = guarantee(plan, charges.worst, composition=composition)
     second = rep.SecondOpinion()
-    if isinstance(plan, Plan):
-        steps = [tuple(e) for entry in seen[0] for e in entry["opacus_steps"]]
-        prv, rdp = opacus_epsilons(steps, plan.delta)
+    if not isinstance(plan, NoPrivacyPlan):
+        prv, rdp = opacus_epsilons(charges.opacus_steps, plan.delta)
         second = rep.SecondOpinion(opacus_prv=prv, opacus_rdp=rdp)
     asked = outcome.config.privacy
-    solved = isinstance(plan, Plan) and asked.noise_multiplier is None
+    solved = not isinstance(plan, NoPrivacyPlan) and asked.noise_multiplier is None
     return rep.Guarantee(
         trust=claim.trust,
-        record=rep.RecordGuarantee(
-            epsilon=rep.Epsilon(
-                pld=_finite(claim.epsilon_pld),
-                rdp=_finite(claim.epsilon_rdp),
-                target=asked.epsilon if solved else None,
-            ),
-            delta=claim.delta or None,
-            neighbouring=claim.neighbouring,
-            sampling=claim.sampling,
-            composition=claim.composition,
-            accountant=claim.accountant,
-            second_opinion=second,
+        unit="user" if isinstance(plan, CentralPlan) else "record",
+        epsilon=rep.Epsilon(
+            pld=_finite(claim.epsilon_pld),
+            rdp=_finite(claim.epsilon_rdp),
+            target=asked.epsilon if solved else None,
         ),
-        user=rep.UserGuarantee(status="not bounded", reason=_WHOLE_USER),
+        delta=claim.delta or None,
+        neighbouring=claim.neighbouring,
+        sampling=_sampling(plan),
+        composition=claim.composition,
+        accountant=claim.accountant,
+        second_opinion=second,
+        other=_other_unit(plan, claim),
     )
 
 
-def _noise(outcome: Outcome, plan: AnyPlan, seen: list[list[dict[str, Any]]]) -> rep.Noise:
-    private = plan if isinstance(plan, Plan) else None
+def _sampling(plan: AnyPlan) -> str:
+    """The sampling that the accounting assumes."""
+    if not isinstance(plan, CentralPlan):
+        return plan.sampling
+    if plan.sampling == "none":
+        return "none (every user is asked in every round)"
+    return "poisson (each user's own coin in every round, thrown in secret by the coordinator)"
+
+
+def _other_unit(plan: AnyPlan, claim: accounting.Guarantee) -> rep.OtherUnit:
+    if not isinstance(plan, CentralPlan):
+        return rep.OtherUnit(unit="user", status="not bounded", reason=_WHOLE_USER)
+    epsilon = _finite(claim.record_epsilon)
+    return rep.OtherUnit(
+        unit="record",
+        status="not bounded" if epsilon is None else "bounded",
+        reason=_ONE_RECORD,
+        epsilon=epsilon,
+        delta=None if epsilon is None else plan.delta,
+    )
+
+
+def _noise(
+    outcome: Outcome,
+    plan: AnyPlan,
+    rounds: Sequence[Mapping[str, Any]],
+    seen: list[list[dict[str, Any]]],
+) -> rep.Noise:
+    private = None if isinstance(plan, NoPrivacyPlan) else plan
     seeded = outcome.config.privacy.seeded_noise
-    ratios = [r for rounds in seen for entry in rounds for r in entry["signal_to_noise"]]
+    clipped, ratios = _noted(plan, rounds, seen)
     source = (SEEDED_LABEL if seeded else SYSTEM_LABEL) if private else "none"
     return rep.Noise(
         source=source,
         noise_multiplier=private.noise_multiplier if private else None,
         clip_norm=private.clip_norm if private else None,
         sampling_rate=plan.sampling_rate,
-        steps=plan.rounds * plan.steps_per_round,
-        clip_fraction=_clip_fraction([e for rounds in seen for e in rounds]) if private else None,
+        steps=plan.rounds * (1 if isinstance(plan, CentralPlan) else plan.steps_per_round),
+        clip_fraction=clipped if private else None,
         update_snr=statistics.median(ratios) if ratios else None,
     )
+
+
+def _noted(
+    plan: AnyPlan, rounds: Sequence[Mapping[str, Any]], seen: list[list[dict[str, Any]]]
+) -> tuple[float | None, list[float]]:
+    """The share of what was clipped, and signal over noise of each noised sum."""
+    if not isinstance(plan, CentralPlan):
+        ratios = [r for own in seen for entry in own for r in entry["signal_to_noise"]]
+        return _clip_fraction([entry for own in seen for entry in own]), ratios
+    shares = [r["clip_fraction"] for r in rounds if r["clip_fraction"] is not None]
+    ratios = [r["update_snr"] for r in rounds if r["released"] and r["update_snr"] is not None]
+    return statistics.fmean(shares) if shares else None, ratios
 
 
 def _utility(outcome: Outcome) -> rep.Utility:
@@ -183,18 +223,19 @@ def _cost(rounds: Sequence[Mapping[str, Any]], seen: list[list[dict[str, Any]]])
 def _clients(
     outcome: Outcome,
     plan: AnyPlan,
-    spent: Mapping[str, float],
+    charges: Charges,
     seen: list[list[dict[str, Any]]],
 ) -> tuple[rep.ClientFigures, ...]:
-    private = plan if isinstance(plan, Plan) else None
+    private = None if isinstance(plan, NoPrivacyPlan) else plan
+    by_record = private and private.unit == "record"
     last = outcome.after[outcome.main]
     return tuple(
         rep.ClientFigures(
             client=user,
-            epsilon=_finite(spent[user]) if private else None,
+            epsilon=_finite(charges.spent[i]) if private else None,
             noise_multiplier=private.noise_multiplier if private else None,
             records=outcome.records[i],
-            clip_fraction=_clip_fraction(seen[i]) if private else None,
+            clip_fraction=_clip_fraction(seen[i]) if by_record else None,
             loss_before=outcome.before.mean(i),
             loss_after=last.mean(i),
         )
@@ -204,7 +245,7 @@ def _clients(
 
 def _round(entry: Mapping[str, Any], plan: AnyPlan, outcome: Outcome) -> rep.RoundFigures:
     epsilon = None
-    if isinstance(plan, Plan):
+    if not isinstance(plan, NoPrivacyPlan):
         metric = read_metric_plan(outcome.run.state(outcome.main))
         every = outcome.config.metrics.every
         events = looks.events_until(plan, metric, every, entry["round"])
@@ -213,6 +254,7 @@ def _round(entry: Mapping[str, Any], plan: AnyPlan, outcome: Outcome) -> rep.Rou
     return rep.RoundFigures(
         round=entry["round"],
         epsilon=epsilon,
+        released=entry["released"],
         updates=entry["updates"],
         dropped=sum(entry["dropped"].values()),
         loss=entry["loss"],

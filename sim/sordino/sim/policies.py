@@ -6,13 +6,22 @@ It is signed and checked as on a real device, with a key that is made for the ru
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sordino.core.families import GROUPS
 from sordino.core.stats import round_up
 from sordino.privacy.accounting import Event
-from sordino.privacy.plan import AnyPlan, MetricPlan, Plan, filter_of
+from sordino.privacy.plan import (
+    AnyPlan,
+    CentralPlan,
+    MetricPlan,
+    NoPrivacyPlan,
+    Plan,
+    filter_of,
+    request_of,
+)
 from sordino.privacy.policy import Cap, Policy, make_owner_key, policy_toml, sign_policy
 from sordino.sim.folder import RunFolder
 
@@ -30,7 +39,7 @@ def simulated_policy(
     Returns:
         Keys for a node's configuration.
     """
-    if not isinstance(plan, Plan):
+    if isinstance(plan, NoPrivacyPlan):
         return {}
     path = run.root / "state" / f"policy-{plan.sha256[:16]}.toml"
     public = path.with_suffix(".key.pub")
@@ -43,9 +52,10 @@ def simulated_policy(
     return {"policy": str(path), "policy-key": public.read_text(encoding="ascii")}
 
 
-def policy_for(plan: Plan, metric: MetricPlan | None = None) -> Policy:
+def policy_for(plan: Plan | CentralPlan, metric: MetricPlan | None = None) -> Policy:
     """What exactly this plan, and the metric beside it, need."""
-    cap = Cap(epsilon=1.0, delta=plan.delta)
+    asked = request_of(plan)
+    cap = Cap(epsilon=1.0, delta=plan.delta, unit=plan.unit)
     events: list[Event] = [plan.round_event()] * plan.rounds
     bought: dict[str, Any] = {}
     if metric is not None:
@@ -54,13 +64,17 @@ def policy_for(plan: Plan, metric: MetricPlan | None = None) -> Policy:
     epsilon = round_up(filter_of(cap).spent(events), 2)
     return Policy(
         **bought,
+        trust=(plan.trust,),
         min_noise_multiplier=plan.noise_multiplier,
         max_clip_norm=plan.clip_norm,
-        max_sampling_rate=plan.sampling_rate,
+        max_sampling_rate=asked.sampling_rate or 1.0,
         max_steps_per_round=plan.steps_per_round,
         max_rounds=plan.rounds,
         max_delta=plan.delta,
+        min_cohort=asked.cohort or 1,
+        max_population=asked.population or 1,
+        amplification=asked.amplified,
         max_rank=4096,
         targets=GROUPS,
-        caps=(Cap(epsilon=max(epsilon, 0.01), delta=plan.delta),),
+        caps=(replace(cap, epsilon=max(epsilon, 0.01)),),
     )

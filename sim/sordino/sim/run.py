@@ -12,22 +12,18 @@ from sordino.client.charged import LEDGER
 from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
-from sordino.core.errors import ConfigError, expected
 from sordino.privacy.ledger import export_ledgers
-from sordino.privacy.plan import Plan
+from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
-from sordino.sim import evaluation, folder, policies, population
+from sordino.sim import central, evaluation, folder, policies, population
 from sordino.sim.evaluation import Losses
-from sordino.sim.folder import RunFolder
+from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
 from sordino.sim.grid import LocalGrid, NodeConfig
 from sordino.sim.measure import Meter
 from sordino.sim.outcome import Outcome, make_report
 from sordino.sim.population import Population
 from sordino.sim.progress import Progress, Silent
 from sordino.sim.variants import (
-    NO_FEDERATION,
-    NO_PRIVACY,
-    PRIVATE,
     TITLES,
     Base,
     Variant,
@@ -87,7 +83,9 @@ def resume_run(
     """Go on with a run that was stopped, under its own configuration and plans.
 
     Finished rounds are not run again. A client that had answered a round which wasn't finished
-    sends the same bytes again: nothing is charged or drawn twice.
+    sends the same bytes again: nothing is charged or drawn twice. Under central trust a round that
+    the coordinator had charged is never drawn for again: it takes the update that was kept, or, if
+    none was, the round stays charged with nothing released.
 
     Args:
         root: The run's folder.
@@ -106,15 +104,7 @@ def resume_run(
 
 
 def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population]:
-    if config.privacy.trust == "central":
-        raise ConfigError(
-            expected(
-                "privacy.trust",
-                config.privacy.trust,
-                "local or none in a simulation",
-                "central trust needs a coordinator with a ledger of its own: run the ServerApp",
-            )
-        )
+    central.check_population(config)
     return resolve_model(config.model, cache), population.choose_population(config)
 
 
@@ -199,13 +189,14 @@ class _Simulation:
 
     def _nodes(self, name: str) -> list[NodeConfig]:
         variant = self._variant(name, range(0))
+        plan = variant.plan()
         return population.node_configs(
             self.config,
             self.users,
             state_root=self.run.state(name),
             cache=self.cache,
-            without_privacy=name == NO_PRIVACY,
-            policy=policies.simulated_policy(variant.plan(), self.run, variant.metric()),
+            without_privacy=isinstance(plan, NoPrivacyPlan),
+            policy=policies.simulated_policy(plan, self.run, variant.metric()),
         )
 
     def _variant(self, name: str, nodes: range) -> Variant:
@@ -222,7 +213,14 @@ class _Simulation:
             started = time.monotonic()
             path = self.run.round_adapter(variant.name, number)
             seen[number] = self._evaluate(grid, "", [path] * len(self.users))
+            plan = variant.plan()
+            observed = (
+                central.observe(plan, number, self._states(variant.name))
+                if isinstance(plan, CentralPlan)
+                else {}
+            )
             return {
+                **observed,
                 "loss": seen[number].overall(),
                 "loss_before": before.overall(),
                 "evaluation_s": time.monotonic() - started,
@@ -248,7 +246,14 @@ class _Simulation:
         """Put the adapter and the exported ledger where the run's reader looks for them."""
         last = folder.load_round(self.run, variant.name, variant.steps[0])
         save_adapter(self.run.adapter, last, lora=self.config.lora, base_name=self.base.upstream)
-        states = [population.state_dir(self.run.state(PRIVATE), i) for i in range(len(self.users))]
-        ledgers = [state / LEDGER for state in states]
-        if isinstance(variant.plan(), Plan):
-            export_ledgers([path for path in ledgers if path.exists()], self.run.ledger)
+        plan = variant.plan()
+        if isinstance(plan, NoPrivacyPlan):
+            return
+        ledgers = [central.ledger_of(self.run)]
+        if not isinstance(plan, CentralPlan):
+            ledgers = [state / LEDGER for state in self._states(PRIVATE)]
+        export_ledgers([path for path in ledgers if path.exists()], self.run.ledger)
+
+    def _states(self, name: str) -> list[Path]:
+        """The clients' own folders."""
+        return [population.state_dir(self.run.state(name), i) for i in range(len(self.users))]

@@ -21,24 +21,31 @@ from sordino.core.errors import RoundFailedError
 from sordino.core.records import Tensors
 from sordino.privacy.plan import (
     AnyPlan,
+    CentralPlan,
     MetricPlan,
+    NoPrivacyPlan,
     decode_plan,
     metric_plan,
-    plan_without_privacy,
-    private_plan,
+    plan_of_run,
 )
 from sordino.server.app import federation_app
 from sordino.server.metrics import looks_of
 from sordino.server.plans import keep_metric_plan, read_metric_plan
 from sordino.server.strategy import RoundReport, SordinoStrategy
-from sordino.sim.folder import RunFolder, last_round, load_round, save_round
+from sordino.sim import central
+from sordino.sim.folder import (
+    NO_FEDERATION,
+    NO_PRIVACY,
+    PRIVATE,
+    RunFolder,
+    last_round,
+    load_round,
+    save_round,
+)
 from sordino.sim.grid import FIRST_NODE_ID, LocalGrid
 from sordino.sim.looks import log_look
 from sordino.sim.progress import Progress
 
-PRIVATE = "private"
-NO_PRIVACY = "no_privacy"
-NO_FEDERATION = "no_federation"
 TITLES = {
     PRIVATE: "private federation",
     NO_PRIVACY: "the same without privacy",
@@ -68,7 +75,7 @@ class Variant:
     """One of the compared runs, ready to go.
 
     Attributes:
-        name: One of the names above.
+        name: `PRIVATE`, `NO_PRIVACY` or `NO_FEDERATION`.
         nodes: Its clients in the grid; each variant has its own, with folders of their own.
         config: The experiment.
         base: The frozen base.
@@ -92,19 +99,10 @@ class Variant:
         path = _plan_path(self.folder, self.name)
         if path.exists():
             return decode_plan(path.read_bytes())
-        rounds, steps = self.steps
-        make = plan_without_privacy if self.name == NO_PRIVACY else private_plan
-        run_id = f"{self.folder.run_id}.{self.name.replace('_', '-')}"
-        bought = {} if self.metric() is None else {"metric": self.metric()}
-        plan: AnyPlan = make(
-            self.config.privacy,
-            run_id=run_id if self.name != PRIVATE else self.folder.run_id,
-            rounds=rounds,
-            local_steps=steps,
-            **bought,
-        )
+        metric = self.metric()
+        plan = self._new_plan(metric)
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep_metric_plan(path.parent, self.metric())
+        keep_metric_plan(path.parent, metric)
         part = path.with_suffix(".part")
         part.write_bytes(plan.canonical())
         part.replace(path)
@@ -122,26 +120,48 @@ class Variant:
             rounds=self.steps[0],
         )
 
+    def _new_plan(self, metric: MetricPlan | None) -> AnyPlan:
+        privacy = self.config.privacy
+        # A client that trains alone trusts no coordinator, and gives nothing away: no noise.
+        if self.name == NO_PRIVACY or (self.name, privacy.trust) == (NO_FEDERATION, "central"):
+            privacy = replace(privacy, trust="none")
+        rounds, steps = self.steps
+        run_id = self.folder.run_id
+        if self.name != PRIVATE:
+            run_id = f"{run_id}.{self.name.replace('_', '-')}"
+        return plan_of_run(
+            privacy,
+            self.config.federation,
+            run_id=run_id,
+            rounds=rounds,
+            local_steps=steps,
+            metric=metric,
+        )
+
     def strategy(self, *, min_updates: int | None = None) -> SordinoStrategy:
         """The strategy of this variant's rounds."""
-        config = self.config
+        config, plan = self.config, self.plan()
         federation = config.federation
         if min_updates is not None:
             federation = replace(federation, min_updates=min_updates)
         manifest = adapter_manifest(self.base.architecture, config.lora)
+        releases = None
+        if isinstance(plan, CentralPlan):
+            releases = central.releases_of(plan, self.folder, config)
         return SordinoStrategy(
-            plan=self.plan(),
+            plan=plan,
             manifest=manifest,
             base_sha256=self.base.sha256,
             lora=config.lora,
             train=replace(self._train(), local_steps=self.steps[1]),
             federation=federation,
+            releases=releases,
             looks=looks_of(config, self.metric(), manifest=manifest, base_sha256=self.base.sha256),
         )
 
     def _train(self) -> TrainConfig:
         config = self.config
-        if self.name == NO_PRIVACY and config.privacy.trust != "none":
+        if isinstance(self.plan(), NoPrivacyPlan) and config.privacy.trust != "none":
             return config.baseline.applied_to(config.train)
         return config.train
 
@@ -190,7 +210,8 @@ def run_federation(
     rounds = variant.steps[0]
     if done == rounds:
         return adapter
-    progress.phase(TITLES[variant.name], (rounds - done) * len(variant.nodes))
+    asked = round(len(variant.nodes) * _asked_share(strategy.plan))
+    progress.phase(TITLES[variant.name], (rounds - done) * asked)
     result = [adapter]
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
@@ -212,6 +233,10 @@ def run_federation(
     return result[0]
 
 
+def _asked_share(plan: AnyPlan) -> float:
+    return plan.sampling_rate if isinstance(plan, CentralPlan) else 1.0
+
+
 def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
     """Put a round's adapter on disk."""
     folder = variant.folder.round_adapter(variant.name, number)
@@ -221,7 +246,8 @@ def save_adapter_of(variant: Variant, number: int, tensors: Tensors) -> None:
 def round_figures(report: RoundReport) -> dict[str, object]:
     """What the coordinator saw of a round, for metrics.jsonl."""
     return {
-        "updates": report.received,
+        "released": report.settled != "abandoned",
+        "updates": None if report.settled else report.received,
         "dropped": report.reasons,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,

@@ -41,6 +41,7 @@ from sordino.privacy.plan.limits import (
 from sordino.privacy.plan.making import (
     central_plan,
     metric_plan,
+    plan_of_run,
     plan_without_privacy,
     private_plan,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "open_round",
     "open_round_without_privacy",
     "open_update",
+    "plan_of_run",
     "plan_without_privacy",
     "policy_limit",
     "private_plan",

@@ -5,13 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sordino.core.config import MetricsConfig, PrivacyConfig
+from sordino.core.config import FederationConfig, MetricsConfig, PrivacyConfig
 from sordino.core.errors import PlanError, expected
 from sordino.privacy import accounting
 from sordino.privacy.accounting import Event
 from sordino.privacy.plan.central import CentralPlan
+from sordino.privacy.plan.decode import AnyPlan
 from sordino.privacy.plan.metrics import MetricPlan
 from sordino.privacy.plan.plans import AdaptiveClip, NoPrivacyPlan, Plan
+
+
+def plan_of_run(
+    config: PrivacyConfig,
+    federation: FederationConfig,
+    *,
+    run_id: str,
+    rounds: int,
+    local_steps: int,
+    metric: MetricPlan | None = None,
+) -> AnyPlan:
+    """Make the plan of a run under the trust that its configuration declares.
+
+    Args:
+        config: Decides the trust, and all else that the guarantee is made of.
+        federation: For central trust: how many users there are, and how they are sampled.
+        run_id: The run's name.
+        rounds: How many.
+        local_steps: Steps of each round.
+        metric: What else the run buys, from `metric_plan`; with local trust alone.
+
+    Raises:
+        PlanError: A value is impossible, or the accountants contradict.
+    """
+    if config.trust == "local":
+        return private_plan(
+            config, run_id=run_id, rounds=rounds, local_steps=local_steps, metric=metric
+        )
+    if metric is not None:
+        required = f"None with {config.trust} trust"
+        todo = "its noise is added on the device and its unit is the record"
+        raise PlanError(expected("metric", metric.metric, required, todo))
+    if config.trust == "central":
+        return central_plan(
+            config,
+            run_id=run_id,
+            rounds=rounds,
+            local_steps=local_steps,
+            population=federation.population,
+            user_rate=federation.user_rate,
+        )
+    return plan_without_privacy(config, run_id=run_id, rounds=rounds, local_steps=local_steps)
 
 
 def private_plan(

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from sordino.server.report import formats
 from sordino.server.report.files import write_atomically
+from sordino.server.report.html import other_bound
 from sordino.server.report.schema import RunReport
 from sordino.server.report.standing import noise_standing, trust_in_words
 
+_OTHER = {"user": "A user as a whole", "record": "One record of a user who takes part"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -74,10 +76,7 @@ def _front_matter(base: BaseCard) -> str:
             f"license: {json.dumps(license_id)}",
             "pipeline_tag: text-generation",
             "tags:",
-            *(
-                f"- {tag}"
-                for tag in ("lora", "federated-learning", "differential-privacy", "dp-sgd")
-            ),
+            *(f"- {tag}" for tag in ("lora", "federated-learning", "differential-privacy")),
             "- sordino",
             "---",
         )
@@ -97,29 +96,28 @@ def _introduction(report: RunReport, base: BaseCard) -> str:
 
 
 def _privacy(report: RunReport) -> str:
-    record, user = report.guarantee.record, report.guarantee.user
+    claim = report.guarantee
+    unit, other = claim.unit, claim.other
     standing = noise_standing(report)
-    user_epsilon = formats.NOT_BOUNDED
-    if user.epsilon is not None:
-        user_epsilon = f"ε ≤ {formats.epsilon(user.epsilon)} at δ = {formats.power(user.delta)}"
-    bound = f"ε ≤ {formats.epsilon(record.epsilon.pld)} at δ = {formats.power(record.delta)}"
-    headline = f"**{bound} for each record.** A user as a whole: {user_epsilon}."
+    bound = f"ε ≤ {formats.epsilon(claim.epsilon.pld)} at δ = {formats.power(claim.delta)}"
+    rest = f"ε {other_bound(report)}" if other.epsilon is not None else formats.NOT_BOUNDED
+    headline = f"**{bound} for each {unit}.** {_OTHER[other.unit]}: {rest}."
     if not standing.claims:
         headline = "**This adapter carries no differential privacy.**"
-        if record.epsilon.pld is not None:
-            headline += f" With secret noise the same mechanism would have {bound} for each record."
+        if claim.epsilon.pld is not None:
+            headline += f" With secret noise the same mechanism would have {bound} for each {unit}."
     rows = (
-        ("Unit", f"record; user: {user_epsilon} ({user.reason})"),
+        ("Unit", f"{unit}; {other.unit}: {rest} ({other.reason})"),
         (
             "ε",
-            f"PLD {formats.epsilon(record.epsilon.pld)}, RDP {formats.epsilon(record.epsilon.rdp)}",
+            f"PLD {formats.epsilon(claim.epsilon.pld)}, RDP {formats.epsilon(claim.epsilon.rdp)}",
         ),
-        ("δ", formats.power(record.delta)),
-        ("Neighbouring datasets", record.neighbouring),
-        ("Sampling", record.sampling),
-        ("Accountant", record.accountant),
-        ("Composition", record.composition),
-        ("Trust model", trust_in_words(report.guarantee.trust)),
+        ("δ", formats.power(claim.delta)),
+        ("Neighbouring datasets", claim.neighbouring),
+        ("Sampling", claim.sampling),
+        ("Accountant", claim.accountant),
+        ("Composition", claim.composition),
+        ("Trust model", trust_in_words(claim.trust)),
         ("Noise source", f"{report.noise.source}. {standing.note}"),
         ("Noise multiplier, clip norm", _mechanism(report)),
         ("Audited leakage", report.leakage.status),
@@ -131,9 +129,10 @@ def _privacy(report: RunReport) -> str:
 def _mechanism(report: RunReport) -> str:
     noise = report.noise
     sigma, clip = formats.short(noise.noise_multiplier), formats.short(noise.clip_norm)
+    steps = "sums of users' updates" if report.guarantee.unit == "user" else "steps of each client"
     return (
         f"\N{GREEK SMALL LETTER SIGMA} = {sigma}, C = {clip}, "
-        f"{noise.steps} steps of each client at sampling rate {formats.short(noise.sampling_rate)}"
+        f"{noise.steps} {steps} at sampling rate {formats.short(noise.sampling_rate)}"
     )
 
 
@@ -141,13 +140,16 @@ def _not_covered(report: RunReport) -> str:
     lines = [
         "other runs on the same records: their ε adds to this one;",
         "what the base model already knew, and memorised, before this run;",
-        "who took part, when, and how many bytes each sent;",
+        "who took part, when, and how many bytes each sent, as the network sees it;",
     ]
+    if report.guarantee.trust == "central":
+        lines.append("the clipped updates, which the coordinator sees and is trusted with;")
     if report.simulation_only:
         lines.append(
             "the exact losses and clip fractions of report.json: a simulation's, never a fleet's;"
         )
-    if report.guarantee.user.status == "not bounded":
+    other = report.guarantee.other
+    if (other.unit, other.status) == ("user", "not bounded"):
         lines.append("a user's records taken together, where one user owns several;")
     lines.append("facts about a population that hold whether or not any one record is there.")
     return "Not covered by this ε:\n\n" + "\n".join(f"- {line}" for line in lines)

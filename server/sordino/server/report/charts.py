@@ -19,6 +19,8 @@ _BASELINES = (
     ("no_privacy", "No privacy"),
     ("no_federation", "No federation"),
 )
+_CLIPPED = {"record": "Records clipped", "user": "Updates clipped"}
+_SUMS = {"record": "one step of a client", "user": "one released sum"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def epsilon_chart(report: RunReport) -> Chart | None:
     values = tuple(figures.epsilon for figures in report.rounds)
     series = Series(name="ε spent", values=values, written=tuple(map(formats.epsilon, values)))
     title = "ε spent, by round"
-    target = report.guarantee.record.epsilon.target
+    target = report.guarantee.epsilon.target
     return _line_chart(report, "epsilon", title, series, target=target, from_zero=True)
 
 
@@ -157,20 +159,20 @@ def bytes_chart(report: RunReport) -> Chart | None:
         Series(name="Up", values=up, written=tuple(map(formats.megabytes, up))),
         Series(name="Down", values=down, written=tuple(map(formats.megabytes, down)), kind="side"),
     )
-    return _bar_chart(report, "bytes", "Traffic of all clients, MB", series)
+    return _bar_chart(report, "bytes", "Traffic of all clients, MB", series, "bytes_up")
 
 
 def updates_chart(report: RunReport) -> Chart | None:
     """Updates that were summed and that were refused in each round."""
-    summed = tuple(float(figures.updates) for figures in report.rounds)
-    refused = tuple(float(figures.dropped) for figures in report.rounds)
+    summed = tuple(figures.updates for figures in report.rounds)
+    refused = tuple(figures.dropped for figures in report.rounds)
     series = (
-        Series(name="Summed", values=summed, written=tuple(f"{v:.0f}" for v in summed)),
+        Series(name="Summed", values=summed, written=tuple(map(formats.count, summed))),
         Series(
-            name="Refused", values=refused, written=tuple(f"{v:.0f}" for v in refused), kind="side"
+            name="Refused", values=refused, written=tuple(map(formats.count, refused)), kind="side"
         ),
     )
-    return _bar_chart(report, "updates", "Updates", series)
+    return _bar_chart(report, "updates", "Updates", series, "updates")
 
 
 def time_chart(report: RunReport) -> Chart | None:
@@ -178,7 +180,7 @@ def time_chart(report: RunReport) -> Chart | None:
     values = tuple(figures.wall_s for figures in report.rounds)
     written = tuple(formats.plain(value, 1) for value in values)
     series = Series(name="Time", values=values, written=written)
-    return _bar_chart(report, "time", "Wall time, s", (series,))
+    return _bar_chart(report, "time", "Wall time, s", (series,), "wall_s")
 
 
 def memory_chart(report: RunReport) -> Chart | None:
@@ -186,7 +188,7 @@ def memory_chart(report: RunReport) -> Chart | None:
     values = tuple(figures.peak_rss_mb for figures in report.rounds)
     written = tuple(formats.plain(value, 0) for value in values)
     series = Series(name="Peak", values=values, written=written)
-    return _bar_chart(report, "memory", "Peak memory of one process, MB", (series,))
+    return _bar_chart(report, "memory", "Peak memory of one process, MB", (series,), "peak_rss_mb")
 
 
 def noise_chart(report: RunReport) -> Chart | None:
@@ -195,16 +197,18 @@ def noise_chart(report: RunReport) -> Chart | None:
     body: list[str] = []
     rows: list[tuple[str, ...]] = []
     top = 16
+    clips, sums = _CLIPPED[report.guarantee.unit], _SUMS[report.guarantee.unit]
     if clipped is not None:
         shares = [c.clip_fraction for c in report.clients if c.clip_fraction is not None]
         span = (min(shares), max(shares)) if len(shares) > 1 else (clipped, clipped)
-        body += _clip_row(top, clipped, span)
-        rows.append(("Records clipped", formats.share(clipped)))
-        rows.append(("Least and most of a client", " to ".join(map(formats.share, span))))
+        body += _clip_row(top, clips, clipped, span)
+        rows.append((clips, formats.share(clipped)))
+        if shares:
+            rows.append(("Least and most of a client", " to ".join(map(formats.share, span))))
         top += 84
     if ratio:
-        body += _ratio_row(top, ratio)
-        rows.append(("Signal ÷ noise in one update", formats.short(ratio)))
+        body += _ratio_row(top, sums, ratio)
+        rows.append((f"Signal ÷ noise in {sums}", formats.short(ratio)))
         top += 84
     if not rows:
         return None
@@ -221,11 +225,12 @@ def noise_chart(report: RunReport) -> Chart | None:
     )
 
 
-def _clip_row(top: float, clipped: float, span: tuple[float, float]) -> list[str]:
+def _clip_row(top: float, name: str, clipped: float, span: tuple[float, float]) -> list[str]:
     axis = Axis(0, 1, 0, 436)
     low, high = map(axis.place, span)
+    label = f"{name}, whisker: least and most of a client" if high > low else name
     body = [
-        svg.text("Records clipped, whisker: least and most of a client", 0, top, "label"),
+        svg.text(label, 0, top, "label"),
         svg.text(formats.share(clipped), 436, top, "value strong", "end"),
         svg.rect(0, top + 12, 436, 18, "bar track"),
         svg.rect(0, top + 12, axis.place(clipped), 18, "bar main"),
@@ -237,13 +242,13 @@ def _clip_row(top: float, clipped: float, span: tuple[float, float]) -> list[str
     return body
 
 
-def _ratio_row(top: float, ratio: float) -> list[str]:
+def _ratio_row(top: float, sums: str, ratio: float) -> list[str]:
     low = min(-2, math.floor(math.log10(ratio)))
     high = max(1, math.ceil(math.log10(ratio)))
     axis = Axis(low, high, 0, 436)
     middle, equal = top + 21, axis.place(0)
     body = [
-        svg.text("Signal ÷ noise in one client's step", 0, top, "label"),
+        svg.text(f"Signal ÷ noise in {sums}", 0, top, "label"),
         svg.text(formats.short(ratio), 436, top, "value strong", "end"),
         svg.line(0, middle, 436, middle, "axis"),
         svg.line(equal, top + 10, equal, top + 32, "target"),
@@ -292,7 +297,9 @@ def _line_chart(
     )
 
 
-def _bar_chart(report: RunReport, key: str, title: str, series: Sequence[Series]) -> Chart | None:
+def _bar_chart(
+    report: RunReport, key: str, title: str, series: Sequence[Series], figure: str
+) -> Chart | None:
     known = [v for s in series for v in s.values if v is not None]
     if not known:
         return None
@@ -306,7 +313,8 @@ def _bar_chart(report: RunReport, key: str, title: str, series: Sequence[Series]
         else:
             body += _bars(axis, places, one, order, len(series))
     body.append(svg.line(_LEFT, _BOTTOM, _RIGHT, _BOTTOM, "axis"))
-    return _by_round(report, key, title, series, body)
+    marked = report.only_in_simulation(f"$.rounds[*].{figure}")
+    return _by_round(report, key, title, series, body, simulation_only=marked)
 
 
 def _bars(axis: Axis, places: Sequence[float], one: Series, order: int, of: int) -> list[str]:

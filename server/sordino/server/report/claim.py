@@ -52,13 +52,13 @@ def claim_of_run(folder: Path) -> Claim:
 def _facts(plan: Plan | CentralPlan, report: RunReport | None) -> Facts:
     if report is None:
         return Facts(noise_source=f"as the program that ran says: {SYSTEM_LABEL}")
-    stated = report.guarantee.record.epsilon.pld
-    if plan.unit == "user":
-        stated = report.guarantee.user.epsilon
+    stated = report.guarantee
+    if stated.unit != plan.unit:
+        raise ClaimError(f"the report is about the unit {stated.unit}, the plan about {plan.unit}")
     return Facts(
         noise_source=report.noise.source,
         second_opinion=second_opinion(report) or "none",
-        stated_epsilon=stated,
+        stated_epsilon=stated.epsilon.pld,
     )
 
 

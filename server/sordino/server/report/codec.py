@@ -13,7 +13,7 @@ from typing import Any
 from sordino.core.errors import ReportError, expected
 from sordino.server.report.schema import RunReport
 
-_NAMES = {int: "a whole number", float: "a number", str: "a string"}
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
 def to_json(report: RunReport) -> str:
@@ -133,6 +133,6 @@ def _decode_section(cls: Any, value: Any, path: str) -> Any:
 def _decode_scalar(hint: type, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise ReportError(expected(path, value, _NAMES.get(hint, str(hint))))
     return value

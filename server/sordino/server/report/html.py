@@ -18,7 +18,13 @@ from sordino.server.report.curve_chart import curve_chart
 from sordino.server.report.files import write_atomically
 from sordino.server.report.opinion import second_opinion
 from sordino.server.report.schema import ClientFigures, RunReport, UtilityFigures
-from sordino.server.report.standing import Standing, against, noise_standing, trust_in_words
+from sordino.server.report.standing import (
+    Standing,
+    against,
+    noise_standing,
+    protected,
+    trust_in_words,
+)
 
 
 def render_html(report: RunReport, claim: Claim | None = None) -> str:
@@ -110,47 +116,55 @@ class View:
     @property
     def refusal_reason(self) -> str:
         """Why it gives none, with the mechanism's qualifiers where there was one."""
-        record = self.report.guarantee.record
-        if record.epsilon.pld is None:
+        claim = self.report.guarantee
+        if claim.epsilon.pld is None:
             return "No bound on ε holds for it, for a record or for a user. It is a baseline."
         return (
             "Whoever knows the seed can take the noise away again. With secret noise the same "
-            f"mechanism would have ε\u00a0≤\u00a0{formats.epsilon(record.epsilon.pld)} at "
-            f"δ = {formats.power(record.delta)} for the unit record, neighbouring datasets by "
-            f"{record.neighbouring}, sampling {record.sampling}, accountant {record.accountant}, "
-            f"composition over {record.composition}, trust model {self.report.guarantee.trust}."
+            f"mechanism would have ε\u00a0≤\u00a0{formats.epsilon(claim.epsilon.pld)} at "
+            f"δ = {formats.power(claim.delta)} for the unit {claim.unit}, neighbouring datasets by "
+            f"{claim.neighbouring}, sampling {claim.sampling}, accountant {claim.accountant}, "
+            f"composition over {claim.composition}, trust model {claim.trust}."
         )
 
     @property
-    def record_figure(self) -> str:
-        """ε per record, or its absence."""
-        epsilon = self.report.guarantee.record.epsilon.pld
+    def protected(self) -> str:
+        """The unit of the headline, to begin a sentence with."""
+        return protected(self.report.guarantee.unit)
+
+    @property
+    def unit_figure(self) -> str:
+        """ε of the headline's unit, or its absence."""
+        epsilon = self.report.guarantee.epsilon.pld
         return f"ε\u00a0≤\u00a0{formats.epsilon(epsilon)}" if self.holds else "Not protected"
 
     @property
-    def record_note(self) -> str:
-        """What stands under ε per record."""
-        record = self.report.guarantee.record
+    def unit_note(self) -> str:
+        """What stands under the headline's ε."""
+        claim = self.report.guarantee
         if not self.holds:
-            return "See the noise source below." if record.epsilon.pld is not None else "No noise."
-        rdp = formats.epsilon(record.epsilon.rdp)
-        return f"at δ = {formats.power(record.delta)}; by RDP, the looser check, {rdp}"
+            return "See the noise source below." if claim.epsilon.pld is not None else "No noise."
+        rdp = formats.epsilon(claim.epsilon.rdp)
+        return f"at δ = {formats.power(claim.delta)}; by RDP, the looser check, {rdp}"
 
     @property
-    def user_short(self) -> str:
-        """ε per user inside the statement."""
-        user = self.report.guarantee.user
-        if user.epsilon is None:
-            return formats.NOT_BOUNDED
-        return f"≤\u00a0{formats.epsilon(user.epsilon)} at δ = {formats.power(user.delta)}"
+    def other_short(self) -> str:
+        """ε of the other unit inside the statement."""
+        return other_bound(self.report)
 
     @property
-    def user_figure(self) -> str:
-        """ε per user, as a figure."""
-        user = self.report.guarantee.user
+    def other_figure(self) -> str:
+        """ε of the other unit, as a figure."""
         if not self.holds:
             return "Not protected"
-        return "Not bounded" if user.epsilon is None else f"ε {self.user_short}"
+        bounded = self.report.guarantee.other.epsilon is not None
+        return f"ε\u00a0{self.other_short}" if bounded else "Not bounded"
+
+    @property
+    def counted(self) -> str:
+        """What the noise's steps are."""
+        user = self.report.guarantee.unit == "user"
+        return "Noised sums, one a round" if user else "Noised steps of a client"
 
     @property
     def source_style(self) -> str:
@@ -177,7 +191,7 @@ class View:
         sentence = _gain_sentence(judged)
         for figures, label in (
             (utility.no_privacy, "Without privacy"),
-            (utility.no_federation, "Without federation, each client alone and private,"),
+            (utility.no_federation, f"Without federation, {alone(self.report)},"),
         ):
             if figures is not None and figures is not judged:
                 sentence += f" {label} the gain is {formats.signed(figures.interval.estimate)}."
@@ -218,6 +232,8 @@ class View:
     def marked_columns(self) -> str:
         """The columns of the table of clients that only a simulation may know."""
         names = {
+            "client": "who they are",
+            "epsilon": "ε spent",
             "records": "records",
             "clip_fraction": "clipped",
             "loss_before": "loss before",
@@ -240,6 +256,18 @@ class View:
         return f"{count} {updates} refused and left out of the sum."
 
     @property
+    def lost(self) -> str:
+        """Rounds that were charged and gave nothing, when there were any."""
+        numbers = [str(figures.round) for figures in self.report.rounds if not figures.released]
+        if not numbers:
+            return ""
+        rounds = "Round" if len(numbers) == 1 else "Rounds"
+        return (
+            f"{rounds} {', '.join(numbers)}: charged, and nothing released. The coordinator was "
+            "stopped between the charge and the keeping of what it drew, and never draws twice."
+        )
+
+    @property
     def versions(self) -> str:
         """Packages and their versions."""
         return ", ".join(f"{name} {version}" for name, version in self.report.run.versions.items())
@@ -249,6 +277,21 @@ class View:
         if client.loss_before is None or client.loss_after is None:
             return formats.UNKNOWN
         return formats.signed(client.loss_before - client.loss_after)
+
+
+def other_bound(report: RunReport) -> str:
+    """ε of the unit that the headline isn't about, with its δ."""
+    other = report.guarantee.other
+    if other.epsilon is None:
+        return formats.NOT_BOUNDED
+    return f"≤\u00a0{formats.epsilon(other.epsilon)} at δ = {formats.power(other.delta)}"
+
+
+def alone(report: RunReport) -> str:
+    """What a client without federation does."""
+    if report.guarantee.unit == "user":  # it has no coordinator to trust, and publishes nothing
+        return "each client alone, without noise, as nothing leaves it"
+    return "each client alone and private"
 
 
 def _gain_sentence(figures: UtilityFigures) -> str:

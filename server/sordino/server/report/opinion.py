@@ -14,8 +14,8 @@ def second_opinion(report: RunReport) -> str:
     Both are of the training steps alone: whatever else a run may release, Opacus didn't count it.
     Empty where no figures were taken.
     """
-    opinion, noise = report.guarantee.record.second_opinion, report.noise
-    delta, sigma = report.guarantee.record.delta, noise.noise_multiplier
+    opinion, noise = report.guarantee.second_opinion, report.noise
+    delta, sigma = report.guarantee.delta, noise.noise_multiplier
     prv, rdp = opinion.opacus_prv, opinion.opacus_rdp
     if prv is None or rdp is None or delta is None or sigma is None:
         return ""

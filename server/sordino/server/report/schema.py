@@ -29,6 +29,18 @@ KNOWN_TO_A_SIMULATION = (
     "$.rounds[*].loss",
 )
 
+PRIVATE_TO_A_COORDINATOR = (
+    "$.run.clients",
+    "$.cost",
+    "$.clients[*]",
+    "$.rounds[*].updates",
+    "$.rounds[*].dropped",
+    "$.rounds[*].bytes_up",
+    "$.rounds[*].bytes_down",
+    "$.rounds[*].wall_s",
+)
+"""Under central trust also who took part and how many, which is as private as an update."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,8 +106,7 @@ class Epsilon:
     target: float | None = None
 
     def __post_init__(self) -> None:
-        where = "guarantee.record.epsilon"
-        _check(self, where, pld=_COUNT, rdp=_COUNT, target=_COUNT)
+        _check(self, "guarantee.epsilon", pld=_COUNT, rdp=_COUNT, target=_COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,44 +117,30 @@ class SecondOpinion:
     opacus_rdp: float | None = None
 
     def __post_init__(self) -> None:
-        where = "guarantee.record.second_opinion"
-        _check(self, where, opacus_prv=_COUNT, opacus_rdp=_COUNT)
+        _check(self, "guarantee.second_opinion", opacus_prv=_COUNT, opacus_rdp=_COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordGuarantee:
-    """ε per record, with everything that it needs in order to mean something."""
+class OtherUnit:
+    """What holds for the unit that the headline isn't about.
 
-    epsilon: Epsilon
-    delta: float | None
-    neighbouring: str
-    sampling: str
-    composition: str
-    accountant: str
-    second_opinion: SecondOpinion = field(default_factory=SecondOpinion)
+    `epsilon` is of the headline's neighbouring relation with this unit in place of the headline's:
+    `reason` says how it was had, or why there is none.
+    """
 
-    def __post_init__(self) -> None:
-        _check(self, "guarantee.record", delta=_SHARE)
-        if self.epsilon.pld is not None:
-            _require(bool(self.delta), "guarantee.record.delta", self.delta, "> 0 beside an ε")
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserGuarantee:
-    """ε for all the records of one user; `reason` says how it was had, or why there is none."""
-
+    unit: Literal["record", "user"]
     status: Literal["bounded", "not bounded"]
     reason: str
     epsilon: float | None = None
     delta: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "guarantee.user", epsilon=_COUNT, delta=_SHARE)
+        _check(self, "guarantee.other", epsilon=_COUNT, delta=_SHARE)
         given = self.epsilon is not None and self.delta is not None
-        _require(bool(self.reason.strip()), "guarantee.user.reason", self.reason, "not empty")
+        _require(bool(self.reason.strip()), "guarantee.other.reason", self.reason, "not empty")
         _require(
             given == (self.status == "bounded"),
-            "guarantee.user",
+            "guarantee.other",
             (self.status, self.epsilon, self.delta),
             "with epsilon and delta when bounded, and with neither when not",
         )
@@ -151,20 +148,40 @@ class UserGuarantee:
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """Both units side by side, under one trust model."""
+    """ε for the protected `unit`, with everything that it needs to mean something; the other unit.
+
+    Under local trust the unit is the record, under central trust the user. Without privacy nothing
+    is protected: the unit is that of the run's private twin, and ε is None.
+    """
 
     trust: Literal["local", "central", "distributed", "none"]
-    record: RecordGuarantee
-    user: UserGuarantee
+    unit: Literal["record", "user"]
+    epsilon: Epsilon
+    delta: float | None
+    neighbouring: str
+    sampling: str
+    composition: str
+    accountant: str
+    other: OtherUnit
+    second_opinion: SecondOpinion = field(default_factory=SecondOpinion)
+
+    def __post_init__(self) -> None:
+        _check(self, "guarantee", delta=_SHARE)
+        if self.epsilon.pld is not None:
+            _require(bool(self.delta), "guarantee.delta", self.delta, "> 0 beside an ε")
+        other = self.other.unit
+        _require(other != self.unit, "guarantee.other.unit", other, f"other than {self.unit}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """Where the noise came from, how strong it was, and what it did to the updates.
 
-    `steps` counts one client's noised steps over the whole run. `clip_fraction` is the share of
-    sampled records that were clipped. `update_snr` is the norm of the clipped sum over the norm of
-    the noise, the median over all steps: below 1, a single update is mostly noise.
+    `steps` counts the noised sums over the whole run: of one client's steps where the unit is the
+    record, of the coordinator's releases where it is the user. `clip_fraction` is the share of what
+    is clipped (sampled records, or users' updates) that was longer than C. `update_snr` is the norm
+    of the clipped sum over the norm of the noise, the median over `steps`: below 1, a single noised
+    sum is mostly noise.
     """
 
     source: str
@@ -280,11 +297,16 @@ class ClientFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFigures:
-    """One round; `epsilon` is spent by its end, `dropped` counts the updates that were refused."""
+    """One round; `epsilon` is spent by its end, `dropped` counts the updates that were refused.
+
+    `released` is False for a round of central trust that was charged and then lost in a crash. How
+    many `updates` went into a round that was charged before a crash isn't known.
+    """
 
     round: int
     epsilon: float | None
-    updates: int
+    released: bool
+    updates: int | None
     dropped: int
     loss: float | None
     bytes_up: int

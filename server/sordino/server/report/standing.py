@@ -7,6 +7,7 @@ from typing import Literal
 
 from sordino.server.report.schema import RunReport
 
+_PROTECTED = {"record": "Each record", "user": "Each user, with all of their records,"}
 _AGAINST = {
     "local": "against everyone, the coordinator included",
     "central": "against everyone but the coordinator",
@@ -32,6 +33,11 @@ class Standing:
     note: str
 
 
+def protected(unit: str) -> str:
+    """The unit, to begin a sentence with."""
+    return _PROTECTED[unit]
+
+
 def against(trust: str) -> str:
     """Whom a trust model protects against, to end a sentence with."""
     return _AGAINST[trust]
@@ -45,7 +51,7 @@ def trust_in_words(trust: str) -> str:
 def noise_standing(report: RunReport) -> Standing:
     """What the run's noise is worth. A claim needs a bound, and noise that no seed gives away."""
     source = report.noise.source
-    if report.guarantee.record.epsilon.pld is None or report.guarantee.trust == "none":
+    if report.guarantee.epsilon.pld is None or report.guarantee.trust == "none":
         return Standing(claims=False, style="danger", note="Updates left the clients as they were.")
     if "seeded" in source or "not private" in source:
         note = "The noise can be drawn again from the seed: use such a run to study methods only."

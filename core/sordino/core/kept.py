@@ -1,4 +1,7 @@
-"""Kept updates: what a device answered, by hash, so that a retry sends the very same bytes.
+"""Kept updates, by hash, so that a retry sends the very same bytes and nothing is drawn again.
+
+A device keeps what it answered; under central trust the coordinator keeps the noised update that it
+released.
 
 One folder a plan (a plan's hash names its run too, which the coordinator chose: no path is made of
 that), one file a round: `<round>.<sha256>.update`.
@@ -13,7 +16,7 @@ from sordino.core.errors import LedgerError
 
 
 class KeptUpdates:
-    """The kept updates of one client."""
+    """The kept updates of one client, or of a coordinator."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
