@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,44 +223,31 @@ def test_only_those_whom_the_coins_picked_are_asked(ledger):
     assert asked != again
 
 
-def test_a_central_plan_needs_its_own_releases(ledger):
+bare_strategy = partial(
+    SordinoStrategy,
+    manifest=MANIFEST,
+    base_sha256=BASE,
+    lora=LORA,
+    train=TRAIN,
+    federation=FederationConfig(),
+)
+
+
+def test_a_central_plan_needs_its_own_releases(tmp_path):
     plan = make_central()
     with pytest.raises(PlanError, match="releases"):
-        make_strategy(make_central(clip_norm=2.0), ledger).__class__(
-            plan=plan,
-            manifest=MANIFEST,
-            base_sha256=BASE,
-            lora=LORA,
-            train=TRAIN,
-            federation=FederationConfig(),
-        )
-    releases = Releases(plan=plan, folder=ledger.path.parent)
+        bare_strategy(plan=plan)
+    releases = Releases(plan=plan, folder=tmp_path)
     for other in (make_plan(), make_central(clip_norm=2.0)):
         with pytest.raises(PlanError, match="releases"):
-            SordinoStrategy(
-                plan=other,
-                manifest=MANIFEST,
-                base_sha256=BASE,
-                lora=LORA,
-                train=TRAIN,
-                federation=FederationConfig(),
-                releases=releases,
-            )
+            bare_strategy(plan=other, releases=releases)
 
 
-def test_a_central_run_buys_no_metric(ledger):
+def test_a_central_run_buys_no_metric(tmp_path):
     plan = make_central()
+    releases = Releases(plan=plan, folder=tmp_path)
     with pytest.raises(PlanError, match="looks None with a central plan, got 'loss'"):
-        SordinoStrategy(
-            plan=plan,
-            manifest=MANIFEST,
-            base_sha256=BASE,
-            lora=LORA,
-            train=TRAIN,
-            federation=FederationConfig(),
-            releases=Releases(plan=plan, folder=ledger.path.parent),
-            looks=make_looks(),
-        )
+        bare_strategy(plan=plan, releases=releases, looks=make_looks())
 
 
 def test_the_device_refuses_a_plan_that_it_has_no_cap_for(tmp_path):
