@@ -79,6 +79,7 @@ def by_user(report):
         guarantee=guarantee,
         rounds=(report.rounds[0], lost, *report.rounds[2:]),
         clients=tuple(dataclasses.replace(c, clip_fraction=None) for c in report.clients),
+        metrics=(),  # sold per record, under local trust alone
         simulation_only=(*report.simulation_only, *PRIVATE_TO_A_COORDINATOR),
     )
 
