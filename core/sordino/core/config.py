@@ -19,6 +19,7 @@ from sordino.core.settings import build, set_by_path
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 METRICS = ("loss", "accuracy")  # what can be bought of a client
+MOST_VIEWS = 16  # a coordinator asks for them, and a device pays
 
 
 def _require(ok: bool, field_name: str, value: object, required: str, todo: str = "") -> None:
@@ -72,12 +73,24 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The local optimizer. Post-processing of the noised sum, so it can't change the guarantee."""
+    """The local optimizer, and how a record is shown to the model.
+
+    The optimizer works on the noised sum, and a record's views are averaged before it is clipped:
+    but for `local_steps`, nothing here can change the guarantee.
+    """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1.0
-    momentum: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # over the whole run
+    warmup: float = 0.0  # part of the run's steps in which the rate rises to its full height
+    momentum: float = 0.0  # of sgd
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
     local_steps: int = 10
+    views: int = 1  # of each record, averaged before the clip; 1: the record as it is
+    view_dropout: float = 0.1  # part of a further view's inputs that are replaced
+    view_cut: float = 0.5  # a further view loses up to this part of its beginning
 
     def __post_init__(self) -> None:
         _require(
@@ -86,8 +99,13 @@ class TrainConfig:
             self.learning_rate,
             "finite and > 0",
         )
-        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
+        for name in ("warmup", "momentum", "adam_beta1", "view_dropout", "view_cut"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"train.{name}", value, "in [0, 1)")
+        _require(0 < self.adam_beta2 < 1, "train.adam_beta2", self.adam_beta2, "in (0, 1)")
+        _require(0 < self.adam_eps < math.inf, "train.adam_eps", self.adam_eps, "finite and > 0")
         _require(self.local_steps >= 1, "train.local_steps", self.local_steps, ">= 1")
+        _require(1 <= self.views <= MOST_VIEWS, "train.views", self.views, f"in 1..{MOST_VIEWS}")
 
 
 @dataclass(frozen=True, kw_only=True)
