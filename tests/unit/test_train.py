@@ -14,8 +14,14 @@ from sordino.client.train import Observations, PlanOptimizer, train_round
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError, PlanError
+from sordino.privacy.ledger import Ledger
 from sordino.privacy.noise import seeded_source
-from sordino.privacy.plan import NoPrivacyPlan, open_round_without_privacy
+from sordino.privacy.plan import (
+    CentralPlan,
+    NoPrivacyPlan,
+    open_round_without_privacy,
+    open_update,
+)
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 RECORDS = [tiny.record(8 + i % 9, i) for i in range(24)]
@@ -172,6 +178,30 @@ def test_a_retry_of_a_seeded_round_makes_the_same_views(tmp_path):
     assert np.array_equal(first, update())
     assert not np.array_equal(first, update(seed=4))
     assert not np.array_equal(first, update(views=1))
+
+
+def test_views_work_under_central_trust(tmp_path):
+    plan = CentralPlan(
+        run_id="central",
+        rounds=1,
+        steps_per_round=2,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        delta=1e-5,
+        population=5,
+        cohort=5,
+        sampling="none",
+        sampling_rate=1.0,
+        batch_rate=0.5,
+        batch_divisor=12.0,
+    )
+    updates = []
+    for views in (1, 2):
+        charge = Ledger(tmp_path / f"{views}.db", "client").charge(plan, 1, "data")
+        opened = open_update(plan, charge, seeded_source(0))
+        updates.append(np.concatenate([u.ravel() for u in run(opened, views=views)[2].values()]))
+    assert np.isfinite(updates[1]).all()
+    assert not np.array_equal(*updates)
 
 
 def test_views_draw_nothing_from_torch_s_or_numpy_s_own_generators(tmp_path):

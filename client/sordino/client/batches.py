@@ -126,7 +126,7 @@ def make_batch(records: Sequence[Example]) -> Batch:
         ids=_join([view.inputs for view in views]),
         packing=Packing(tuple(len(view.inputs) for view in views)),
         views=tuple(len(some) for some in several),
-        rows=_join([rows + at for rows, at in zip(counted, starts, strict=False)]),
+        rows=_join([rows + at for rows, at in zip(counted, starts[:-1], strict=True)]),
         targets=_join([view.targets[rows] for view, rows in zip(views, counted, strict=True)]),
         owners=_join([np.full(len(rows), owner) for owner, rows in enumerate(counted)]),
     )

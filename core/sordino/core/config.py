@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
 from sordino.core.settings import build, set_by_path
 
@@ -336,18 +337,46 @@ class ExperimentConfig:
         )
 
 
+def resolve_experiment(
+    table: Mapping[str, Any], architecture: Mapping[str, object] | None = None
+) -> ExperimentConfig:
+    """Build an experiment from a table; what it leaves open is what suits its base.
+
+    Args:
+        table: Sections and their settings, as TOML gives them.
+        architecture: The base's ``config.json``, where it is at hand; see `with_defaults`.
+
+    Raises:
+        ConfigError: It holds something unknown or impossible.
+    """
+    return build(ExperimentConfig, with_defaults(table, architecture))
+
+
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Read an experiment from a TOML file and apply ``section.key=value`` overrides.
 
     Raises:
         ConfigError: The file can't be read, isn't TOML, or holds something impossible.
     """
+    table = _read(path)
+    for assignment in overrides:
+        set_by_path(table, assignment)
+    return resolve_experiment(table)
+
+
+def reload_experiment(path: Path) -> ExperimentConfig:
+    """Read back the settings that a run wrote, as they are: no default of today is filled in.
+
+    Raises:
+        ConfigError: As `load_experiment`.
+    """
+    return build(ExperimentConfig, _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for assignment in overrides:
-        set_by_path(table, assignment)
-    return build(ExperimentConfig, table)
