@@ -212,28 +212,18 @@ def test_the_tails_are_what_the_docstring_says() -> None:
     assert expected < bound < expected * 1.01
 
 
-@pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.5, 0.9)])
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_adam_stays_below_its_bound_for_hostile_gradients(
-    schedule: str, beta1: float, beta2: float
-) -> None:
+def test_adam_stays_below_its_bound_for_hostile_gradients(schedule: str) -> None:
     torch = pytest.importorskip("torch")
     steps = 12
-    train = TrainConfig(
-        optimizer="adam",
-        learning_rate=0.01,
-        local_steps=steps,
-        schedule=schedule,
-        adam_beta1=beta1,
-        adam_beta2=beta2,
-    )
+    train = TrainConfig(optimizer="adam", learning_rate=0.01, local_steps=steps, schedule=schedule)
     plan = make_plan(steps_per_round=steps)
     bound = norm_bound(plan, train, 8, round_number=2)
     random = np.random.default_rng(1)
     worst = 0.0
     for trial in range(60):
         weights = torch.zeros(8, requires_grad=True)
-        optimizer = torch.optim.Adam([weights], lr=0.01, betas=(beta1, beta2))
+        optimizer = torch.optim.Adam([weights], lr=0.01)
         rates = learning_rates(train, round_number=2, rounds=plan.rounds, steps=steps)
         for step, rate in enumerate(rates):
             optimizer.param_groups[0]["lr"] = rate

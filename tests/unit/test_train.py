@@ -158,15 +158,6 @@ def test_the_rate_follows_the_run_s_step_and_not_the_round_s(round_number):
         np.testing.assert_allclose(value, -rates, rtol=1e-5)
 
 
-def test_adam_s_settings_reach_the_optimizer():
-    train_config = TrainConfig(
-        optimizer="adam", learning_rate=0.1, adam_beta1=0.5, adam_beta2=0.9, adam_eps=1e-3
-    )
-    inner = train._inner(train_config, {"w": torch.nn.Parameter(torch.zeros(3))})
-    assert inner.defaults["betas"] == (0.5, 0.9)
-    assert (inner.defaults["lr"], inner.defaults["eps"]) == (0.1, 1e-3)
-
-
 def test_a_retry_of_a_seeded_round_makes_the_same_views(tmp_path):
     """And another seed, or no views, another update."""
 

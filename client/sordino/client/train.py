@@ -325,6 +325,5 @@ def _gradients(
 def _inner(train: TrainConfig, parameters: Mapping[str, Parameter]) -> torch.optim.Optimizer:
     values = list(parameters.values())
     if train.optimizer == "adam":
-        betas = (train.adam_beta1, train.adam_beta2)
-        return torch.optim.Adam(values, lr=train.learning_rate, betas=betas, eps=train.adam_eps)
+        return torch.optim.Adam(values, lr=train.learning_rate)
     return torch.optim.SGD(values, lr=train.learning_rate, momentum=train.momentum)

@@ -85,9 +85,6 @@ class TrainConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # over the whole run
     warmup: float = 0.0  # part of the run's steps in which the rate rises to its full height
     momentum: float = 0.0  # of sgd
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
     local_steps: int = 10
     views: int = 1  # of each record, averaged before the clip; 1: the record as it is
     view_dropout: float = 0.1  # part of a further view's inputs that are replaced
@@ -100,11 +97,9 @@ class TrainConfig:
             self.learning_rate,
             "finite and > 0",
         )
-        for name in ("warmup", "momentum", "adam_beta1", "view_dropout", "view_cut"):
+        for name in ("warmup", "momentum", "view_dropout", "view_cut"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name}", value, "in [0, 1)")
-        _require(0 < self.adam_beta2 < 1, "train.adam_beta2", self.adam_beta2, "in (0, 1)")
-        _require(0 < self.adam_eps < math.inf, "train.adam_eps", self.adam_eps, "finite and > 0")
         _require(self.local_steps >= 1, "train.local_steps", self.local_steps, ">= 1")
         _require(1 <= self.views <= MOST_VIEWS, "train.views", self.views, f"in 1..{MOST_VIEWS}")
 

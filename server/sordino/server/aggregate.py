@@ -29,6 +29,9 @@ RECORDS_ALLOWANCE = 8.0
 UNCLIPPED_NORM = 100.0
 """Without privacy nothing clips a record's gradient; a norm above this is taken for a fault."""
 
+ADAM_BETAS = (0.9, 0.999)
+"""torch's defaults, which the local Adam uses."""
+
 _ROUNDING = 1.001  # the client trains in float32
 
 # --- what an update may be ---------------------------------------------------------------------
@@ -136,7 +139,7 @@ def norm_bound(
     if isinstance(plan, CentralPlan):
         bound = plan.clip_norm
     elif train.optimizer == "adam":
-        bound = _adam_bound(train, rates) * math.sqrt(parameter_count)
+        bound = _adam_bound(rates) * math.sqrt(parameter_count)
     else:
         bound = _sgd_bound(plan, _momentum_weights(train.momentum, rates), parameter_count)
     if not 0 < bound * _ROUNDING < math.inf:
@@ -169,9 +172,9 @@ def _momentum_weights(momentum: float, rates: Sequence[float]) -> list[float]:
     return weights[::-1]
 
 
-def _adam_bound(train: TrainConfig, rates: Sequence[float]) -> float:
+def _adam_bound(rates: Sequence[float]) -> float:
     """How far Adam can move one coordinate."""
-    beta1, beta2 = train.adam_beta1, train.adam_beta2
+    beta1, beta2 = ADAM_BETAS
     total = 0.0
     series = 0.0
     for step, rate in enumerate(rates, 1):
