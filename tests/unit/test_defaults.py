@@ -94,6 +94,23 @@ def test_the_page_of_settings_says_what_goes_with_the_base():
         assert f"| `{name}` | {tiny} | {small} |" in page
 
 
+@pytest.mark.parametrize(("epsilon", "rate"), [(8, 4.0), (2, 2.0), (0.5, 1.0), (100, 4.0)])
+def test_under_more_noise_sgd_goes_slower(epsilon, rate):
+    assert TINY.rates["sgd"] == 4.0
+    privacy = {"epsilon": epsilon}
+    assert resolve_experiment({"privacy": privacy}).train.learning_rate == rate
+    adam = {"privacy": privacy, "train": {"optimizer": "adam"}}
+    assert resolve_experiment(adam).train.learning_rate == TINY.rates["adam"]
+    given = {"privacy": {**privacy, "noise_multiplier": 1.0}}
+    assert resolve_experiment(given).train.learning_rate == 4.0
+
+
+@pytest.mark.parametrize("epsilon", ["much", -1, True, float("nan")])
+def test_an_impossible_epsilon_is_still_refused_by_name(epsilon):
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
+        resolve_experiment({"privacy": {"epsilon": epsilon}})
+
+
 def test_what_is_given_is_never_changed():
     given = {
         "train": {"optimizer": "adam", "learning_rate": 0.25, "local_steps": 3},

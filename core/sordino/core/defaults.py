@@ -7,9 +7,9 @@ with the noise: who names another optimizer gets that one's rate, and a run with
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from sordino.core.errors import ModelError
 from sordino.core.families import family_of, linear_shapes, sizes_of
 
 Table = Mapping[str, Any]
+
+
+SWEPT_EPSILON = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Defaults:
         below: The size's end: parameters in the linears of the base's blocks.
         targets: The linears that are adapted, where the base has them all.
         optimizer: Under noise.
-        rates: Under noise, the learning rate of each optimizer.
+        rates: Under the noise of `SWEPT_EPSILON`, the learning rate of each optimizer.
         optimizer_without_privacy: Of the run without privacy.
         rates_without_privacy: There, the learning rate of each optimizer.
         sections: Further settings, by section and name.
@@ -48,7 +51,7 @@ TINY = Defaults(
     optimizer="sgd",
     rates={"sgd": 4.0, "adam": 0.03},
     optimizer_without_privacy="adam",
-    rates_without_privacy={"sgd": 0.5, "adam": 0.01},
+    rates_without_privacy={"sgd": 0.5, "adam": 0.02},
     sections={
         "train": {"local_steps": 4},
         "privacy": {"clip_norm": 0.3, "sampling_rate": 0.25, "expected_batch": 30.0},
@@ -109,7 +112,7 @@ def block_parameters(architecture: Mapping[str, object]) -> int:
     Raises:
         ModelError: The ``config.json`` is of no supported model.
     """
-    return sizes_of(architecture).layers * sum(map(prod, linear_shapes(architecture).values()))
+    return sizes_of(architecture).layers * sum(map(math.prod, linear_shapes(architecture).values()))
 
 
 def with_defaults(table: Table, architecture: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -124,13 +127,15 @@ def with_defaults(table: Table, architecture: Mapping[str, object] | None = None
     model = str(_section(table, "model").get("name", "pocket"))
     architecture = architecture or _KNOWN.get(model) or _config_in(model)
     chosen = defaults_for(architecture)
-    trust = _section(table, "privacy").get("trust", "local")
+    privacy = _section(table, "privacy")
+    trust = privacy.get("trust", "local")
     filled = {name: dict(settings) for name, settings in chosen.sections.items()}
     if trust == "central":  # bounds a whole update, which is another quantity and wasn't swept
         del filled["privacy"]["clip_norm"]
     else:
-        filled["train"] |= _rate(chosen, _section(table, "train"), private=trust != "none")
-    filled["baseline"] = _rate(chosen, _section(table, "baseline"), private=False)
+        noise = None if trust == "none" else privacy
+        filled["train"] |= _optimizer(chosen, _section(table, "train"), noise)
+    filled["baseline"] = _optimizer(chosen, _section(table, "baseline"), None)
     if architecture and _has(architecture, chosen.targets):
         filled["lora"] = {"targets": list(chosen.targets)}
     sections = {
@@ -141,11 +146,26 @@ def with_defaults(table: Table, architecture: Mapping[str, object] | None = None
     return {**table, **sections}
 
 
-def _rate(chosen: Defaults, given: Table, *, private: bool) -> dict[str, Any]:
-    own = chosen.optimizer if private else chosen.optimizer_without_privacy
-    rates = chosen.rates if private else chosen.rates_without_privacy
+def _optimizer(chosen: Defaults, given: Table, noise: Table | None) -> dict[str, Any]:
+    """The optimizer and its rate; `noise` is the section of privacy, None without privacy."""
+    own = chosen.optimizer_without_privacy if noise is None else chosen.optimizer
+    rates = chosen.rates_without_privacy if noise is None else chosen.rates
     optimizer = given.get("optimizer", own)
-    return {"optimizer": optimizer, "learning_rate": rates.get(str(optimizer), rates[own])}
+    rate = rates.get(str(optimizer), rates[own])
+    if noise is not None and optimizer == "sgd":
+        rate = round(rate * _room(noise), 3)
+    return {"optimizer": optimizer, "learning_rate": rate}
+
+
+def _room(noise: Table) -> float:
+    """How far the rate can go, next to the swept ε: with more noise a step must be shorter.
+
+    The noise that solves for ε goes about as 1/√ε here, and what a step of SGD may carry of it is
+    the same. Adam divides by the noise itself. With less noise the gradients are the limit.
+    """
+    epsilon = noise.get("epsilon", SWEPT_EPSILON)
+    known = isinstance(epsilon, int | float) and "noise_multiplier" not in noise and epsilon > 0
+    return min(1.0, math.sqrt(epsilon / SWEPT_EPSILON)) if known else 1.0
 
 
 def _has(architecture: Mapping[str, object], targets: tuple[str, ...]) -> bool:
