@@ -27,7 +27,7 @@ from sordino.client.model.loss import record_loss_sums, record_losses
 from sordino.client.views import with_views
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
-from sordino.core.schedule import learning_rates
+from sordino.core.schedule import learning_rate
 from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism, UserMechanism
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -236,13 +236,11 @@ def train_round(
     adapter = LoraAdapter(tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype)
     seen = Observations()
     optimizer = PlanOptimizer(_inner(train, adapter.parameters), mechanism, seen)
-    plan = mechanism.plan
-    rates = learning_rates(
-        train, round_number=round_number, rounds=plan.rounds, steps=plan.steps_per_round
-    )
+    before = (round_number - 1) * mechanism.steps
+    total = mechanism.plan.rounds * mechanism.steps
     start = time.perf_counter()
-    for rate in rates:
-        optimizer.param_groups[0]["lr"] = rate
+    for step in range(before, before + mechanism.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(train, step=step, total=total)
         batch = [records[i] for i in mechanism.sample(len(records))]
         chosen = with_views(batch, train, mechanism.words)
         seen.batch_sizes.append(len(chosen))

@@ -64,7 +64,7 @@ SMALL = Defaults(
     optimizer="sgd",
     rates={"sgd": 2.0, "adam": 0.05},
     optimizer_without_privacy="adam",
-    rates_without_privacy={"sgd": 0.5, "adam": 0.005},
+    rates_without_privacy={"sgd": 0.5, "adam": 0.01},
     sections={
         "train": {"local_steps": 10},
         "privacy": {"clip_norm": 0.5, "sampling_rate": 0.06, "expected_batch": 8.0},
