@@ -176,7 +176,7 @@ def _pocket() -> list[Question]:
         Question("rate, SGD", EPSILON, sgd(start, 4.0, 2.0, 8.0)),
         Question("rate, SGD", EPSILON, sgd(start, 4.0), seeds=(1,)),
         Question("batch and steps", EPSILON, batches(start, (0.5, 2)), seeds=(0, 1)),
-        Question("views", EPSILON, [_train(start, views=2)], seeds=(0, 1)),
+        Question("views", EPSILON, [_train(start, views=2, view_cut=0.5)], seeds=(0, 1)),
         Question("schedule", EPSILON, falling(start)),
         Question("rate, Adam", EPSILON, adam(start, 0.01, 0.03)),
         Question("clip norm", EPSILON, clip(start, 1.0, 0.1)),
@@ -184,12 +184,14 @@ def _pocket() -> list[Question]:
         Question("rate, SGD", 2.0, sgd(start, 4.0, 2.0, 1.0)),
         Question("batch and steps", EPSILON, batches(start, (0.125, 8), (1.0, 1))),
         Question("without privacy, SGD", free, sgd(start, 0.5, 2.0)),
-        Question("without privacy, views", free, [_train(best, views=2)]),
-        Question("views", EPSILON, [_train(start, views=4)]),
+        Question("without privacy, views", free, [_train(best, views=2, view_cut=0.5)]),
+        Question("views", EPSILON, [_train(start, views=4, view_cut=0.5)]),
         Question("without privacy, schedule", free, falling(best)[:1]),
         Question("schedule", EPSILON, falling(start)[:1], seeds=(1,)),
         Question("views, dropout alone", EPSILON, [_train(start, views=2, view_cut=0.0)]),
-        Question("views, cut alone", EPSILON, [_train(start, views=2, view_dropout=0.0)]),
+        Question(
+            "views, cut alone", EPSILON, [_train(start, views=2, view_dropout=0.0, view_cut=0.5)]
+        ),
         Question("rate, Adam", 2.0, adam(start, 0.005, 0.015)),
     ]
 
@@ -203,7 +205,7 @@ def _smollm2() -> list[Question]:
         Question("schedule", EPSILON, falling(start)[:1]),
         Question("clip norm", EPSILON, clip(start, 2.0)),
         Question("rate, Adam", EPSILON, adam(start, 0.03)),
-        Question("views", EPSILON, [_train(start, views=2)]),
+        Question("views", EPSILON, [_train(start, views=2, view_cut=0.5)]),
         Question("batch and steps", EPSILON, batches(start, (0.15, 2))),
         Question("without privacy, SGD", free, sgd(start, 0.5)),
     ]

@@ -88,7 +88,7 @@ class TrainConfig:
     local_steps: int = 10
     views: int = 1  # of each record, averaged before the clip; 1: the record as it is
     view_dropout: float = 0.1  # part of a further view's inputs that are replaced
-    view_cut: float = 0.5  # a further view loses up to this part of its beginning
+    view_cut: float = 0.0  # a further view loses up to this part of its beginning
 
     def __post_init__(self) -> None:
         _require(
