@@ -50,6 +50,7 @@ def released(folder, records, *, clip_norm=C, micro_batch=8, recompute=False):
         trained_manifest(adapter_manifest(tiny.CONFIG, LORA), "fedit", 1).names,
         records,
         mechanism(folder, Still(), clip_norm=clip_norm, divisor=DIVISOR),
+        round_number=1,
         lora=LORA,
         train=TrainConfig(learning_rate=1.0, local_steps=1),
         performance=PerformanceConfig(micro_batch=micro_batch, checkpoint=recompute),

@@ -99,6 +99,7 @@ def train(chosen, *, source=None, dtype=torch.float64, steps=3, learning_rate=0.
             TRAINED,
             RECORDS,
             mechanism,
+            round_number=1,
             lora=LORA,
             train=TrainConfig(learning_rate=learning_rate, local_steps=steps),
             performance=PerformanceConfig(**chosen),

@@ -129,6 +129,7 @@ class ClientSession:
             work.trained.names,
             self.records,
             mechanism,
+            round_number=work.round,
             lora=work.lora,
             train=work.train,
             performance=self.performance,

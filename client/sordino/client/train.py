@@ -20,12 +20,14 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 
-from sordino.client.batches import Tokens, make_batch, micro_batches
+from sordino.client.batches import Example, Tokens, make_batch, micro_batches, token_count
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder, frozen_linears
 from sordino.client.model.loss import record_loss_sums, record_losses
+from sordino.client.views import with_views
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
+from sordino.core.schedule import learning_rate
 from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism, UserMechanism
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -171,7 +173,7 @@ def _by_record(values: Tensor, sample: Tensor) -> Tensor:
 def backward(
     decoder: Decoder,
     adapter: LoraAdapter,
-    records: Sequence[Tokens],
+    records: Sequence[Example],
     *,
     recompute: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -179,15 +181,17 @@ def backward(
     """Run the records forward and back; leaves ``grad_sample`` in the adapter's parameters.
 
     Returns:
-        The mean token loss of each record, ``[records]``. Private.
+        The mean token loss of each record, averaged over its views, ``[records]``. Private.
     """
     batch = make_batch(records)
-    adapter.tape.bounds = batch.packing.bounds
+    adapter.tape.bounds = batch.bounds
     hidden = decoder.hidden(
         batch.ids, batch.packing, linears=adapter.linears, recompute=recompute, dtype=dtype
     )
-    losses = record_losses(
-        hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
+    losses = batch.record_means(
+        record_losses(
+            hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.sequences
+        )
     )
     losses.sum().backward()
     return losses.detach()
@@ -200,6 +204,7 @@ def train_round(
     records: Sequence[Tokens],
     mechanism: Mechanism,
     *,
+    round_number: int,
     lora: LoraConfig,
     train: TrainConfig,
     performance: PerformanceConfig,
@@ -216,8 +221,9 @@ def train_round(
         trained: Names of the tensors that train in this round.
         records: The client's training records.
         mechanism: The open round: sampler, clip, noise and divisor.
+        round_number: Which round of the plan it is, from 1; the learning rate depends on it.
         lora: Rank, alpha and targets.
-        train: The local optimizer.
+        train: The local optimizer, and how many views of a record it sees.
         performance: Micro-batches and recomputation.
         dtype: Precision of the computation.
 
@@ -230,11 +236,15 @@ def train_round(
     adapter = LoraAdapter(tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype)
     seen = Observations()
     optimizer = PlanOptimizer(_inner(train, adapter.parameters), mechanism, seen)
+    before = (round_number - 1) * mechanism.steps
+    total = mechanism.plan.rounds * mechanism.steps
     start = time.perf_counter()
-    for _ in range(mechanism.steps):
-        chosen = [records[i] for i in mechanism.sample(len(records))]
+    for step in range(before, before + mechanism.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(train, step=step, total=total)
+        batch = [records[i] for i in mechanism.sample(len(records))]
+        chosen = with_views(batch, train, mechanism.words)
         seen.batch_sizes.append(len(chosen))
-        seen.tokens += sum(len(r.ids) for r in chosen)
+        seen.tokens += sum(token_count(record) for record in chosen)
         _step(decoder, adapter, optimizer, chosen, performance, dtype)
     seen.seconds = time.perf_counter() - start
     seen.opacus_steps = [tuple(entry) for entry in optimizer.accountant.history]
@@ -280,7 +290,7 @@ def _step(
     decoder: Decoder,
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
-    chosen: Sequence[Tokens],
+    chosen: Sequence[Example],
     performance: PerformanceConfig,
     dtype: torch.dtype,
 ) -> None:
@@ -298,7 +308,7 @@ def _gradients(
     decoder: Decoder,
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
-    part: Sequence[Tokens],
+    part: Sequence[Example],
     performance: PerformanceConfig,
     dtype: torch.dtype,
 ) -> None:

@@ -172,6 +172,7 @@ class Engine:
                 self.trained.names,
                 self.rows,
                 mechanism,
+                round_number=1,
                 lora=self.lora,
                 train=self.train,
                 performance=self.performance,
