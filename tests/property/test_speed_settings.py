@@ -35,6 +35,7 @@ VALUES = {
     "workers": (0, 1, 3),
     "micro_batch": (1, 2, 3, 64),
     "checkpoint": (False, True),
+    "memory_mb": (0, 18, 10_000),  # 18: less than a record takes, so layers run twice
 }
 LORA = LoraConfig(rank=4, alpha=8.0)
 MANIFEST = adapter_manifest(tiny.CONFIG, LORA)

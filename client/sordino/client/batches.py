@@ -132,17 +132,25 @@ def make_batch(records: Sequence[Example]) -> Batch:
     )
 
 
-def micro_batches(records: Sequence[Example], size: int) -> list[list[Example]]:
+def micro_batches(records: Sequence[Example], size: int, tokens: int = 0) -> list[list[Example]]:
     """Split a batch into physical ones, records of like length together.
 
     Args:
         records: The batch.
-        size: The most views at once, but for a record that has more: its gradient is made whole.
+        size: The most views at once.
+        tokens: The most tokens at once; 0: any number. A record with more views or tokens goes
+            by itself: its gradient is made whole.
     """
-    ordered = sorted(records, key=token_count)
-    most = max((len(views_of(record)) for record in ordered), default=1)
-    together = max(1, size // most)
-    return [list(ordered[at : at + together]) for at in range(0, len(ordered), together)]
+    parts: list[list[Example]] = []
+    views = held = 0
+    for record in sorted(records, key=token_count):
+        views += len(views_of(record))
+        held += token_count(record)
+        if not parts or views > size or (tokens and held > tokens):
+            parts.append([])
+            views, held = len(views_of(record)), token_count(record)
+        parts[-1].append(record)
+    return parts
 
 
 def _join(parts: Sequence[NDArray[np.int32] | NDArray[np.intp]]) -> Tensor:

@@ -7,6 +7,7 @@ post-processing of the noised sum, or only changes how the same sum is computed.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sordino.client.batches import Example, Tokens, make_batch, micro_batches, token_count
+from sordino.client.budget import StepSize, step_cost, step_size
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder, frozen_linears
 from sordino.client.model.loss import record_loss_sums, record_losses
@@ -29,6 +31,8 @@ from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
 from sordino.core.schedule import learning_rate
 from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism, UserMechanism
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, NDArray[np.float32]]
 Mechanism = RoundMechanism | UserMechanism | NoPrivacyMechanism
@@ -47,6 +51,8 @@ class Observations:
         seconds: Wall time of the steps.
         opacus_steps: (noise multiplier, sampling rate, steps) as Opacus' own accountant counted
             them from the optimizer; empty without privacy.
+        tokens_at_once: The most that went through the model together; 0: whole micro-batches.
+        recompute: Layers were run again in the backward.
     """
 
     batch_sizes: list[int] = field(default_factory=list)
@@ -56,6 +62,8 @@ class Observations:
     tokens: int = 0
     seconds: float = 0.0
     opacus_steps: list[tuple[float, float, int]] = field(default_factory=list)
+    tokens_at_once: int = 0
+    recompute: bool = False
 
 
 class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -238,6 +246,8 @@ def train_round(
     optimizer = PlanOptimizer(_inner(train, adapter.parameters), mechanism, seen)
     before = (round_number - 1) * mechanism.steps
     total = mechanism.plan.rounds * mechanism.steps
+    size = _size(decoder, adapter, records, lora, train, performance)
+    seen.tokens_at_once, seen.recompute = size.tokens, size.recompute
     start = time.perf_counter()
     for step in range(before, before + mechanism.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(train, step=step, total=total)
@@ -245,7 +255,7 @@ def train_round(
         chosen = with_views(batch, train, mechanism.words)
         seen.batch_sizes.append(len(chosen))
         seen.tokens += sum(token_count(record) for record in chosen)
-        _step(decoder, adapter, optimizer, chosen, performance, dtype)
+        _step(decoder, adapter, optimizer, chosen, performance.micro_batch, size, dtype)
     seen.seconds = time.perf_counter() - start
     seen.opacus_steps = [tuple(entry) for entry in optimizer.accountant.history]
     update = {
@@ -286,20 +296,38 @@ def evaluate(
     return rows
 
 
+def _size(
+    decoder: Decoder,
+    adapter: LoraAdapter,
+    records: Sequence[Tokens],
+    lora: LoraConfig,
+    train: TrainConfig,
+    performance: PerformanceConfig,
+) -> StepSize:
+    trained = sum(p.numel() for p in adapter.parameters.values())
+    cost = step_cost(decoder.architecture, lora.rank, trained)
+    longest = train.views * max((len(record.ids) - 1 for record in records), default=1)
+    size = step_size(cost, longest, performance)
+    if performance.memory_mb:
+        logger.log(logging.INFO if size.fits else logging.WARNING, "a step: %s", size)
+    return size
+
+
 def _step(
     decoder: Decoder,
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
     chosen: Sequence[Example],
-    performance: PerformanceConfig,
+    views: int,
+    size: StepSize,
     dtype: torch.dtype,
 ) -> None:
-    parts = micro_batches(chosen, performance.micro_batch)
+    parts = micro_batches(chosen, views, size.tokens)
     for part in parts[:-1]:
-        _gradients(decoder, adapter, optimizer, part, performance, dtype)
+        _gradients(decoder, adapter, optimizer, part, size, dtype)
         optimizer.signal_skip_step()
         optimizer.step()
-    _gradients(decoder, adapter, optimizer, parts[-1] if parts else [], performance, dtype)
+    _gradients(decoder, adapter, optimizer, parts[-1] if parts else [], size, dtype)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -309,12 +337,12 @@ def _gradients(
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
     part: Sequence[Example],
-    performance: PerformanceConfig,
+    size: StepSize,
     dtype: torch.dtype,
 ) -> None:
     optimizer.zero_grad()
     if part:
-        backward(decoder, adapter, part, recompute=performance.checkpoint, dtype=dtype)
+        backward(decoder, adapter, part, recompute=size.recompute, dtype=dtype)
         return
     for parameter in adapter.parameters.values():  # an empty batch is a step: noise alone
         parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]

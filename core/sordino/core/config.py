@@ -267,10 +267,12 @@ class PerformanceConfig:
     workers: int = 2  # processes that share one mapped base; 0: in this process
     micro_batch: int = 8  # records that go through the model at once
     checkpoint: bool = False  # recompute each layer in the backward: slower, far smaller
+    memory_mb: int = 0  # what a step may take over the open model; 0: no limit
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "performance.workers", self.workers, ">= 0")
         _require(self.micro_batch >= 1, "performance.micro_batch", self.micro_batch, ">= 1")
+        _require(self.memory_mb >= 0, "performance.memory_mb", self.memory_mb, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
