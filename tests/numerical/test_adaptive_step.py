@@ -7,11 +7,12 @@ from support import tiny
 from support.rounds import Still, mechanism, plan
 
 from sordino.client import train
+from sordino.client.budget import StepSize
 from sordino.client.lora import LoraAdapter
 from sordino.client.measure import first_choices, record_values
 from sordino.client.train import Observations, PlanOptimizer
 from sordino.core.adapters import adapter_manifest, trained_manifest
-from sordino.core.config import LoraConfig, PerformanceConfig
+from sordino.core.config import LoraConfig
 from sordino.core.errors import PlanError
 from sordino.privacy import noise
 from sordino.privacy.plan import AdaptiveClip
@@ -47,8 +48,8 @@ def noised(folder, records, monkeypatch, micro_batch):
     chosen = [records[i] for i in opened.sample(len(records))]
     with monkeypatch.context() as patch:
         patch.setattr(noise, "release_on_grid", noting)
-        performance = PerformanceConfig(micro_batch=micro_batch)
-        train._step(tiny.decoder(), own, optimizer, chosen, performance, torch.float64)
+        size = StepSize(tokens=0, recompute=False)
+        train._step(tiny.decoder(), own, optimizer, chosen, micro_batch, size, torch.float64)
     ((total, std),) = seen
     return total, std
 

@@ -15,6 +15,7 @@ from support.rounds import Still, mechanism, plan
 from sordino.client import train
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
+from sordino.core.errors import PlanError
 from sordino.privacy.plan import RoundMechanism
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -50,6 +51,7 @@ def released(folder, records, *, clip_norm=C, micro_batch=8, recompute=False):
         trained_manifest(adapter_manifest(tiny.CONFIG, LORA), "fedit", 1).names,
         records,
         mechanism(folder, Still(), clip_norm=clip_norm, divisor=DIVISOR),
+        round_number=1,
         lora=LORA,
         train=TrainConfig(learning_rate=1.0, local_steps=1),
         performance=PerformanceConfig(micro_batch=micro_batch, checkpoint=recompute),
@@ -155,6 +157,15 @@ def test_the_honest_loss_passes_where_the_token_mean_is_caught(tmp_path):
     assert 0 < moved <= limit(bound)
 
 
+def assert_caught_twice(tmp_path, monkeypatch):
+    """The mechanism refuses a sum so long; and without that, the neighbours show it."""
+    joined = [*ORDINARY, EXTRA["ordinary"]]
+    with pytest.raises(PlanError, match="clip each"):
+        distance(tmp_path, joined, ORDINARY)
+    monkeypatch.setattr(RoundMechanism, "_check_length", lambda self, total: None)
+    assert distance(tmp_path, joined, ORDINARY) > limit()
+
+
 def test_a_missing_clip_is_caught(tmp_path, monkeypatch):
     honest = RoundMechanism.clip_factors
 
@@ -162,8 +173,7 @@ def test_a_missing_clip_is_caught(tmp_path, monkeypatch):
         return np.ones_like(honest(self, norms))
 
     monkeypatch.setattr(RoundMechanism, "clip_factors", no_clip)
-    moved = distance(tmp_path, [*ORDINARY, EXTRA["ordinary"]], ORDINARY)
-    assert moved > limit()
+    assert_caught_twice(tmp_path, monkeypatch)
 
 
 def test_a_clip_of_each_tensor_by_itself_is_caught(tmp_path, monkeypatch):
@@ -171,8 +181,7 @@ def test_a_clip_of_each_tensor_by_itself_is_caught(tmp_path, monkeypatch):
         return torch.linalg.vector_norm(samples[0].flatten(1), dim=1, dtype=torch.float64)
 
     monkeypatch.setattr(train, "record_norms", only_the_first)
-    moved = distance(tmp_path, [*ORDINARY, EXTRA["ordinary"]], ORDINARY)
-    assert moved > limit()
+    assert_caught_twice(tmp_path, monkeypatch)
 
 
 def test_a_divisor_that_depends_on_the_data_is_caught(tmp_path, monkeypatch):

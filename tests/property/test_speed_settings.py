@@ -35,6 +35,7 @@ VALUES = {
     "workers": (0, 1, 3),
     "micro_batch": (1, 2, 3, 64),
     "checkpoint": (False, True),
+    "memory_mb": (0, 18, 10_000),  # 18: less than a record takes, so layers run twice
 }
 LORA = LoraConfig(rank=4, alpha=8.0)
 MANIFEST = adapter_manifest(tiny.CONFIG, LORA)
@@ -99,6 +100,7 @@ def train(chosen, *, source=None, dtype=torch.float64, steps=3, learning_rate=0.
             TRAINED,
             RECORDS,
             mechanism,
+            round_number=1,
             lora=LORA,
             train=TrainConfig(learning_rate=learning_rate, local_steps=steps),
             performance=PerformanceConfig(**chosen),

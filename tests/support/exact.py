@@ -298,6 +298,7 @@ def round_of(
             trained,
             records,
             opened,
+            round_number=1,
             lora=reference.lora,
             train=TrainConfig(learning_rate=learning_rate, local_steps=steps),
             performance=performance or PerformanceConfig(),

@@ -14,6 +14,7 @@ from sordino.core import adapters
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError
 from sordino.core.records import AdapterManifest, TensorSpec
+from sordino.core.schedule import learning_rates
 from sordino.server import aggregate
 from sordino.server.aggregate import UpdateSum, apply_mean, norm_bound, update_norm, validate_update
 
@@ -139,29 +140,61 @@ def test_without_privacy_no_receipt_is_needed() -> None:
     check(type(update)(**{**update.__dict__, "receipt": None}), plan)
 
 
+def bound_of(plan, train: TrainConfig, round_number: int = 1) -> float:  # type: ignore[no-untyped-def]
+    return norm_bound(plan, train, 100, round_number=round_number)
+
+
 def check(update, plan=None) -> None:  # type: ignore[no-untyped-def]
     trained = adapters.trained_manifest(MANIFEST, "ffa", 1)
     validate_update(update, round_number=1, plan=plan or make_plan(), trained=trained, bound=100.0)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_honest_updates_stay_below_the_bound_and_it_is_not_loose(momentum: float) -> None:
+def test_honest_updates_stay_below_the_bound_and_it_is_not_loose(
+    momentum: float, schedule: str
+) -> None:
     plan = make_plan(noise_multiplier=0.8, divisor=13.0, sampling_rate=0.1, steps_per_round=10)
-    train = TrainConfig(learning_rate=0.7, momentum=momentum, local_steps=10)
+    train = TrainConfig(
+        learning_rate=0.7, momentum=momentum, local_steps=10, schedule=schedule, warmup=0.5
+    )
     size = 60_000
     records = round(aggregate.RECORDS_ALLOWANCE * 13.0 / 0.1)
-    bound = norm_bound(plan, train, size)
+    bound = norm_bound(plan, train, size, round_number=2)
     random = np.random.default_rng(5)
     direction = np.zeros(size)
     direction[0] = plan.clip_norm
     for _ in range(3):
         weights, velocity = np.zeros(size), np.zeros(size)
-        for _ in range(10):
+        for rate in learning_rates(train, round_number=2, rounds=plan.rounds, steps=10):
             batch = random.binomial(records, 0.1)  # all of them pull the same way
             gradient = batch * direction + random.normal(0, 0.8, size)
             velocity = momentum * velocity + gradient / plan.divisor
-            weights -= train.learning_rate * velocity
+            weights -= rate * velocity
         assert bound / 2 < np.linalg.norm(weights) < bound
+
+
+@given(
+    optimizer=st.sampled_from(["sgd", "adam"]),
+    schedule=st.sampled_from(["constant", "linear", "cosine"]),
+    warmup=st.floats(0, 0.9),
+    round_number=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_schedule_allows_more_than_the_full_rate(
+    optimizer: str, schedule: str, warmup: float, round_number: int
+) -> None:
+    train = TrainConfig(optimizer=optimizer, local_steps=3, schedule=schedule, warmup=warmup)
+    full = bound_of(make_plan(), TrainConfig(optimizer=optimizer, local_steps=3))
+    assert 0 < bound_of(make_plan(), train, round_number) <= full * (1 + 1e-12)
+
+
+def test_the_bound_falls_with_the_schedule_by_rounds() -> None:
+    train = TrainConfig(local_steps=3, schedule="linear")
+    first, second, third = (bound_of(make_plan(), train, number) for number in (1, 2, 3))
+    # Rates 9, 8, 7 ninths in the first round; 3, 2, 1 in the last.
+    assert first > second > third
+    assert third / first == pytest.approx(6 / 24, rel=0.1)
 
 
 def test_the_tails_are_what_the_docstring_says() -> None:
@@ -175,21 +208,25 @@ def test_the_tails_are_what_the_docstring_says() -> None:
     radius = math.sqrt(size) + math.sqrt(2 * tail)
     assert chi.sf(radius, size) < aggregate.HONEST_REJECTION / 2
     expected = (records + math.sqrt(steps) * radius) / divisor
-    bound = norm_bound(plan, TrainConfig(local_steps=steps), size)
+    bound = norm_bound(plan, TrainConfig(local_steps=steps), size, round_number=1)
     assert expected < bound < expected * 1.01
 
 
-def test_adam_stays_below_its_bound_for_hostile_gradients() -> None:
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_adam_stays_below_its_bound_for_hostile_gradients(schedule: str) -> None:
     torch = pytest.importorskip("torch")
     steps = 12
-    train = TrainConfig(optimizer="adam", learning_rate=0.01, local_steps=steps)
-    bound = norm_bound(make_plan(steps_per_round=steps), train, 8)
+    train = TrainConfig(optimizer="adam", learning_rate=0.01, local_steps=steps, schedule=schedule)
+    plan = make_plan(steps_per_round=steps)
+    bound = norm_bound(plan, train, 8, round_number=2)
     random = np.random.default_rng(1)
     worst = 0.0
     for trial in range(60):
         weights = torch.zeros(8, requires_grad=True)
         optimizer = torch.optim.Adam([weights], lr=0.01)
-        for step in range(steps):
+        rates = learning_rates(train, round_number=2, rounds=plan.rounds, steps=steps)
+        for step, rate in enumerate(rates):
+            optimizer.param_groups[0]["lr"] = rate
             scale = 10.0 ** (trial % 7 * step / 3 - 4)  # growing gradients do most
             sign = random.choice([-1.0, 1.0]) if trial % 2 else 1.0
             weights.grad = torch.full((8,), sign * scale)
@@ -200,16 +237,16 @@ def test_adam_stays_below_its_bound_for_hostile_gradients() -> None:
 
 def test_without_privacy_there_is_a_limit_of_sanity() -> None:
     train = TrainConfig(local_steps=3)
-    assert norm_bound(open_plan(), train, 100) > norm_bound(make_plan(), train, 100)
+    assert bound_of(open_plan(), train) > bound_of(make_plan(), train)
     adam = TrainConfig(optimizer="adam", local_steps=3)
-    assert norm_bound(open_plan(), adam, 100) == norm_bound(make_plan(), adam, 100)
+    assert bound_of(open_plan(), adam) == bound_of(make_plan(), adam)
 
 
 def test_impossible_bounds_are_refused() -> None:
     with pytest.raises(PlanError, match="parameter_count"):
-        norm_bound(make_plan(), TRAIN, 0)
+        norm_bound(make_plan(), TRAIN, 0, round_number=1)
     with pytest.raises(PlanError, match="learning rate"):
-        norm_bound(make_plan(), TrainConfig(local_steps=3, learning_rate=1e308), 100)
+        bound_of(make_plan(), TrainConfig(local_steps=3, learning_rate=1e308))
 
 
 def test_update_norm() -> None:

@@ -134,3 +134,35 @@ def test_int8_rounds_to_half_a_step():
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     assert ((matrix.dense() - weight).abs() <= step / 2 * (1 + 1e-5)).all()
     assert matrix.codes.dtype == torch.int8
+
+
+def test_pairs_hold_the_same_values_in_another_order():
+    raw = torch.from_numpy(random_blocks("Q4_1", 512))
+    chosen = torch.randperm(512, generator=torch.Generator().manual_seed(1)).int()
+    plain = FORMATS["Q4_1"].dequantize(raw)[chosen.long()].view(-1, 2, 16)
+    paired = FORMATS["Q4_1"].paired(raw, chosen)
+    assert torch.equal(paired, plain.transpose(1, 2).reshape(-1, 32))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 16), (3, 13), (8, 16), (5, 5)])
+@pytest.mark.parametrize("heads", [0, 2])
+def test_a_tile_in_pairs(heads, start, stop):
+    raw = torch.from_numpy(random_blocks("Q4_1", 16 * 3)).view(16, -1)
+    matrix = BlockMatrix(raw, FORMATS["Q4_1"], 96, rotary_heads=heads)
+    plain = matrix.tile(start, stop).view(-1, 3, 2, 16)
+    assert torch.equal(matrix.paired(start, stop), plain.transpose(2, 3).reshape(-1, 96))
+
+
+def test_a_format_without_pairs_says_so():
+    matrix = BlockMatrix(torch.zeros(4, 34, dtype=torch.uint8), FORMATS["Q8_0"], 32)
+    assert not matrix.pairs
+    with pytest.raises(ModelError, match="Q8_0"):
+        matrix.paired(0, 4)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_no_rows(name):
+    fmt = FORMATS[name]
+    matrix = BlockMatrix(torch.zeros(4, fmt.bytes, dtype=torch.uint8), fmt, fmt.values)
+    assert matrix.tile(2, 2).shape == (0, fmt.values)
+    assert matrix.gather(torch.zeros(0, dtype=torch.int64)).shape == (0, fmt.values)

@@ -14,14 +14,20 @@ from sordino.client.train import Observations, PlanOptimizer, train_round
 from sordino.core.adapters import adapter_manifest, trained_manifest
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError, PlanError
+from sordino.privacy.ledger import Ledger
 from sordino.privacy.noise import seeded_source
-from sordino.privacy.plan import NoPrivacyPlan, open_round_without_privacy
+from sordino.privacy.plan import (
+    CentralPlan,
+    NoPrivacyPlan,
+    open_round_without_privacy,
+    open_update,
+)
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 RECORDS = [tiny.record(8 + i % 9, i) for i in range(24)]
 
 
-def run(opened, *, aggregation="ffa", records=RECORDS, **settings):
+def run(opened, *, aggregation="ffa", records=RECORDS, round_number=1, micro_batch=4, **settings):
     manifest = adapter_manifest(tiny.CONFIG, LORA)
     tensors = tiny.adapter_tensors(manifest)
     trained = trained_manifest(manifest, aggregation, 1).names
@@ -32,9 +38,10 @@ def run(opened, *, aggregation="ffa", records=RECORDS, **settings):
         trained,
         records,
         opened,
+        round_number=round_number,
         lora=LORA,
         train=TrainConfig(**settings),
-        performance=PerformanceConfig(micro_batch=4),
+        performance=PerformanceConfig(micro_batch=micro_batch),
     )
     return tensors, trained, update, seen
 
@@ -135,6 +142,75 @@ def test_training_lowers_the_loss_on_its_own_records():
     moved = {**tensors, **{n: tensors[n] + update[n] for n in update}}
     after = train.evaluate(base, train.LoraAdapter(moved, scale=2.0), RECORDS)
     assert after[:, 0].sum() < 0.9 * before[:, 0].sum()
+
+
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_the_rate_follows_the_run_s_step_and_not_the_round_s(round_number):
+    """With gradients that don't depend on the weights, an update is the sum of the rates."""
+    plan = NoPrivacyPlan(run_id="r", rounds=2, steps_per_round=2, sampling_rate=1.0, divisor=1.0)
+    opened = open_round_without_privacy(plan, seeded_source(0))
+    honest = opened.release
+    opened.release = lambda total: np.ones_like(honest(total))
+    settings = {"learning_rate": 8.0, "schedule": "linear"}
+    _, _, update, _ = run(opened, round_number=round_number, **settings)
+    rates = {1: 8.0 + 6.0, 2: 4.0 + 2.0}[round_number]
+    for value in update.values():
+        np.testing.assert_allclose(value, -rates, rtol=1e-5)
+
+
+def test_a_retry_of_a_seeded_round_makes_the_same_views(tmp_path):
+    """And another seed, or no views, another update."""
+
+    def update(seed=3, views=3):
+        opened = mechanism(tmp_path, seeded_source(seed), steps_per_round=2, noise_multiplier=0.01)
+        return np.concatenate([u.ravel() for u in run(opened, views=views)[2].values()])
+
+    first = update()
+    assert np.array_equal(first, update())
+    assert not np.array_equal(first, update(seed=4))
+    assert not np.array_equal(first, update(views=1))
+
+
+def test_views_work_under_central_trust(tmp_path):
+    plan = CentralPlan(
+        run_id="central",
+        rounds=1,
+        steps_per_round=2,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        delta=1e-5,
+        population=5,
+        cohort=5,
+        sampling="none",
+        sampling_rate=1.0,
+        batch_rate=0.5,
+        batch_divisor=12.0,
+    )
+    updates = []
+    for views in (1, 2):
+        charge = Ledger(tmp_path / f"{views}.db", "client").charge(plan, 1, "data")
+        opened = open_update(plan, charge, seeded_source(0))
+        updates.append(np.concatenate([u.ravel() for u in run(opened, views=views)[2].values()]))
+    assert np.isfinite(updates[1]).all()
+    assert not np.array_equal(*updates)
+
+
+def test_views_draw_nothing_from_torch_s_or_numpy_s_own_generators(tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy()
+    run(mechanism(tmp_path), views=2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_micro_batches_do_not_change_the_views(tmp_path):
+    updates = []
+    for micro_batch in (1, 5, 64):
+        opened = mechanism(tmp_path, Still(), clip_norm=0.5, steps_per_round=2)
+        updates.append(run(opened, views=3, micro_batch=micro_batch)[2])
+    for name, value in updates[0].items():
+        for other in updates[1:]:
+            np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_an_update_that_is_not_finite_is_refused(tmp_path):

@@ -70,6 +70,7 @@ class NodeSettings:
     noise_seed: int = -1
     micro_batch: int = 8
     checkpoint: bool = False
+    memory_mb: int = 0
 
     def data_config(self) -> DataConfig:
         """The part that says which records."""
@@ -129,6 +130,7 @@ class ClientSession:
             work.trained.names,
             self.records,
             mechanism,
+            round_number=work.round,
             lora=work.lora,
             train=work.train,
             performance=self.performance,
@@ -169,7 +171,9 @@ def open_session(config: NodeConfig) -> ClientSession:
         base=base,
         records=_encode(tokenizer, mine.train, data, user, "train"),
         held_out=_encode(tokenizer, mine.held_out, data, user, "held-out"),
-        performance=PerformanceConfig(micro_batch=node.micro_batch, checkpoint=node.checkpoint),
+        performance=PerformanceConfig(
+            micro_batch=node.micro_batch, checkpoint=node.checkpoint, memory_mb=node.memory_mb
+        ),
         noise_seed=node.noise_seed,
         policy=_policy(node),
     )

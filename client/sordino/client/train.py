@@ -7,6 +7,7 @@ post-processing of the noised sum, or only changes how the same sum is computed.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,18 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 
-from sordino.client.batches import Tokens, make_batch, micro_batches
+from sordino.client.batches import Example, Tokens, make_batch, micro_batches, token_count
+from sordino.client.budget import StepSize, step_cost, step_size
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder, frozen_linears
 from sordino.client.model.loss import record_loss_sums, record_losses
+from sordino.client.views import with_views
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
+from sordino.core.schedule import learning_rate
 from sordino.privacy.plan import NoPrivacyMechanism, Plan, RoundMechanism, UserMechanism
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, NDArray[np.float32]]
 Mechanism = RoundMechanism | UserMechanism | NoPrivacyMechanism
@@ -45,6 +51,8 @@ class Observations:
         seconds: Wall time of the steps.
         opacus_steps: (noise multiplier, sampling rate, steps) as Opacus' own accountant counted
             them from the optimizer; empty without privacy.
+        tokens_at_once: The most that went through the model together; 0: whole micro-batches.
+        recompute: Layers were run again in the backward.
     """
 
     batch_sizes: list[int] = field(default_factory=list)
@@ -54,6 +62,8 @@ class Observations:
     tokens: int = 0
     seconds: float = 0.0
     opacus_steps: list[tuple[float, float, int]] = field(default_factory=list)
+    tokens_at_once: int = 0
+    recompute: bool = False
 
 
 class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -171,7 +181,7 @@ def _by_record(values: Tensor, sample: Tensor) -> Tensor:
 def backward(
     decoder: Decoder,
     adapter: LoraAdapter,
-    records: Sequence[Tokens],
+    records: Sequence[Example],
     *,
     recompute: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -179,15 +189,17 @@ def backward(
     """Run the records forward and back; leaves ``grad_sample`` in the adapter's parameters.
 
     Returns:
-        The mean token loss of each record, ``[records]``. Private.
+        The mean token loss of each record, averaged over its views, ``[records]``. Private.
     """
     batch = make_batch(records)
-    adapter.tape.bounds = batch.packing.bounds
+    adapter.tape.bounds = batch.bounds
     hidden = decoder.hidden(
         batch.ids, batch.packing, linears=adapter.linears, recompute=recompute, dtype=dtype
     )
-    losses = record_losses(
-        hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.records
+    losses = batch.record_means(
+        record_losses(
+            hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.sequences
+        )
     )
     losses.sum().backward()
     return losses.detach()
@@ -200,6 +212,7 @@ def train_round(
     records: Sequence[Tokens],
     mechanism: Mechanism,
     *,
+    round_number: int,
     lora: LoraConfig,
     train: TrainConfig,
     performance: PerformanceConfig,
@@ -216,8 +229,9 @@ def train_round(
         trained: Names of the tensors that train in this round.
         records: The client's training records.
         mechanism: The open round: sampler, clip, noise and divisor.
+        round_number: Which round of the plan it is, from 1; the learning rate depends on it.
         lora: Rank, alpha and targets.
-        train: The local optimizer.
+        train: The local optimizer, and how many views of a record it sees.
         performance: Micro-batches and recomputation.
         dtype: Precision of the computation.
 
@@ -230,12 +244,18 @@ def train_round(
     adapter = LoraAdapter(tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype)
     seen = Observations()
     optimizer = PlanOptimizer(_inner(train, adapter.parameters), mechanism, seen)
+    before = (round_number - 1) * mechanism.steps
+    total = mechanism.plan.rounds * mechanism.steps
+    size = _size(decoder, adapter, records, lora, train, performance)
+    seen.tokens_at_once, seen.recompute = size.tokens, size.recompute
     start = time.perf_counter()
-    for _ in range(mechanism.steps):
-        chosen = [records[i] for i in mechanism.sample(len(records))]
+    for step in range(before, before + mechanism.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(train, step=step, total=total)
+        batch = [records[i] for i in mechanism.sample(len(records))]
+        chosen = with_views(batch, train, mechanism.words)
         seen.batch_sizes.append(len(chosen))
-        seen.tokens += sum(len(r.ids) for r in chosen)
-        _step(decoder, adapter, optimizer, chosen, performance, dtype)
+        seen.tokens += sum(token_count(record) for record in chosen)
+        _step(decoder, adapter, optimizer, chosen, performance.micro_batch, size, dtype)
     seen.seconds = time.perf_counter() - start
     seen.opacus_steps = [tuple(entry) for entry in optimizer.accountant.history]
     update = {
@@ -276,20 +296,38 @@ def evaluate(
     return rows
 
 
+def _size(
+    decoder: Decoder,
+    adapter: LoraAdapter,
+    records: Sequence[Tokens],
+    lora: LoraConfig,
+    train: TrainConfig,
+    performance: PerformanceConfig,
+) -> StepSize:
+    trained = sum(p.numel() for p in adapter.parameters.values())
+    cost = step_cost(decoder.architecture, lora.rank, trained)
+    longest = train.views * max((len(record.ids) - 1 for record in records), default=1)
+    size = step_size(cost, longest, performance)
+    if performance.memory_mb:
+        logger.log(logging.INFO if size.fits else logging.WARNING, "a step: %s", size)
+    return size
+
+
 def _step(
     decoder: Decoder,
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
-    chosen: Sequence[Tokens],
-    performance: PerformanceConfig,
+    chosen: Sequence[Example],
+    views: int,
+    size: StepSize,
     dtype: torch.dtype,
 ) -> None:
-    parts = micro_batches(chosen, performance.micro_batch)
+    parts = micro_batches(chosen, views, size.tokens)
     for part in parts[:-1]:
-        _gradients(decoder, adapter, optimizer, part, performance, dtype)
+        _gradients(decoder, adapter, optimizer, part, size, dtype)
         optimizer.signal_skip_step()
         optimizer.step()
-    _gradients(decoder, adapter, optimizer, parts[-1] if parts else [], performance, dtype)
+    _gradients(decoder, adapter, optimizer, parts[-1] if parts else [], size, dtype)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -298,13 +336,13 @@ def _gradients(
     decoder: Decoder,
     adapter: LoraAdapter,
     optimizer: PlanOptimizer,
-    part: Sequence[Tokens],
-    performance: PerformanceConfig,
+    part: Sequence[Example],
+    size: StepSize,
     dtype: torch.dtype,
 ) -> None:
     optimizer.zero_grad()
     if part:
-        backward(decoder, adapter, part, recompute=performance.checkpoint, dtype=dtype)
+        backward(decoder, adapter, part, recompute=size.recompute, dtype=dtype)
         return
     for parameter in adapter.parameters.values():  # an empty batch is a step: noise alone
         parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]

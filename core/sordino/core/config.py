@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
 from sordino.core.settings import build, set_by_path
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 METRICS = ("loss", "accuracy")  # what can be bought of a client
+MOST_VIEWS = 16  # a coordinator asks for them, and a device pays
 
 
 def _require(ok: bool, field_name: str, value: object, required: str, todo: str = "") -> None:
@@ -72,12 +74,21 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The local optimizer. Post-processing of the noised sum, so it can't change the guarantee."""
+    """The local optimizer, and how a record is shown to the model.
+
+    The optimizer works on the noised sum, and a record's views are averaged before it is clipped:
+    but for `local_steps`, nothing here can change the guarantee.
+    """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1.0
-    momentum: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # over the whole run
+    warmup: float = 0.0  # part of the run's steps in which the rate rises to its full height
+    momentum: float = 0.0  # of sgd
     local_steps: int = 10
+    views: int = 1  # of each record, averaged before the clip; 1: the record as it is
+    view_dropout: float = 0.1  # part of a further view's inputs that are replaced
+    view_cut: float = 0.0  # a further view loses up to this part of its beginning
 
     def __post_init__(self) -> None:
         _require(
@@ -86,8 +97,11 @@ class TrainConfig:
             self.learning_rate,
             "finite and > 0",
         )
-        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
+        for name in ("warmup", "momentum", "view_dropout", "view_cut"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"train.{name}", value, "in [0, 1)")
         _require(self.local_steps >= 1, "train.local_steps", self.local_steps, ">= 1")
+        _require(1 <= self.views <= MOST_VIEWS, "train.views", self.views, f"in 1..{MOST_VIEWS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,10 +267,12 @@ class PerformanceConfig:
     workers: int = 2  # processes that share one mapped base; 0: in this process
     micro_batch: int = 8  # records that go through the model at once
     checkpoint: bool = False  # recompute each layer in the backward: slower, far smaller
+    memory_mb: int = 0  # what a step may take over the open model; 0: no limit
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "performance.workers", self.workers, ">= 0")
         _require(self.micro_batch >= 1, "performance.micro_batch", self.micro_batch, ">= 1")
+        _require(self.memory_mb >= 0, "performance.memory_mb", self.memory_mb, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,18 +334,46 @@ class ExperimentConfig:
         )
 
 
+def resolve_experiment(
+    table: Mapping[str, Any], architecture: Mapping[str, object] | None = None
+) -> ExperimentConfig:
+    """Build an experiment from a table; what it leaves open is what suits its base.
+
+    Args:
+        table: Sections and their settings, as TOML gives them.
+        architecture: The base's ``config.json``, where it is at hand; see `with_defaults`.
+
+    Raises:
+        ConfigError: It holds something unknown or impossible.
+    """
+    return build(ExperimentConfig, with_defaults(table, architecture))
+
+
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Read an experiment from a TOML file and apply ``section.key=value`` overrides.
 
     Raises:
         ConfigError: The file can't be read, isn't TOML, or holds something impossible.
     """
+    table = _read(path)
+    for assignment in overrides:
+        set_by_path(table, assignment)
+    return resolve_experiment(table)
+
+
+def reload_experiment(path: Path) -> ExperimentConfig:
+    """Read back the settings that a run wrote, as they are: no default of today is filled in.
+
+    Raises:
+        ConfigError: As `load_experiment`.
+    """
+    return build(ExperimentConfig, _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for assignment in overrides:
-        set_by_path(table, assignment)
-    return build(ExperimentConfig, table)

@@ -6,7 +6,7 @@ Every update weighs the same: what a client says of its own size never counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError, expected
 from sordino.core.records import AdapterManifest, Tensors, Update, check_tensors
+from sordino.core.schedule import learning_rates
 from sordino.privacy.ledger import Charge
 from sordino.privacy.noise import NoiseSource
 from sordino.privacy.plan import AnyPlan, CentralPlan, CentralSum, NoPrivacyPlan, Plan
@@ -87,22 +88,25 @@ def update_norm(tensors: Mapping[str, NDArray[np.float32]]) -> float:
     return math.sqrt(squares)
 
 
-def norm_bound(plan: AnyPlan, train: TrainConfig, parameter_count: int) -> float:
+def norm_bound(
+    plan: AnyPlan, train: TrainConfig, parameter_count: int, *, round_number: int
+) -> float:
     r"""The norm that an honest update stays below, but for a chance of `HONEST_REJECTION`.
 
     A local round is T steps; step s sees the noised gradient g_s = (S_s + z_s)/D: a sum S_s of
     clipped records of norm at most C each, noise z_s ~ N(0, σ²C²I) in d dimensions, and the plan's
-    public divisor D. An update is mostly noise: its norm is about σC√d·lr/D, far above C. C here is
-    the plan's sensitivity on the grid; z_s is rounded to that grid, which adds at most γ√d/2.
+    public divisor D. Its rate η_s is the schedule's (`learning_rates`). An update is mostly noise:
+    its norm is about σC√d·η/D, far above C. C here is the plan's sensitivity on the grid; z_s is
+    rounded to that grid, which adds at most γ√d/2.
 
     **SGD** with momentum β (no dampening, no Nesterov, fresh in each round) is linear in the
-    gradients: the update is -lr·Σ_s w_s·g_s with w_s = 1 + β + … + β^(T-s). So
+    gradients: the update is -Σ_s w_s·g_s with w_s = η_s + β·η_(s+1) + … + β^(T-s)·η_T. So
 
-    - the records add at most lr/D · C·Σ w_s·n_s, where batch n_s is a binomial(N, q). N is private;
+    - the records add at most 1/D · C·Σ w_s·n_s, where batch n_s is a binomial(N, q). N is private;
       public is the allowance N ≤ `RECORDS_ALLOWANCE`·D/q, a mean of μ = `RECORDS_ALLOWANCE`·D.
       With w the largest w_s, by Bernstein Σ w_s·n_s exceeds μΣ w_s + wL/3 + √(w²L²/9 + 2μLΣ w_s²)
       with probability at most e^-L; L = ln(2/p) spends half of p.
-    - the noise adds exactly N(0, (lr/D)²σ²C²·Σ w_s²·I), whatever the data: the z_s are independent.
+    - the noise adds exactly N(0, σ²C²/D²·Σ w_s²·I), whatever the data: the z_s are independent.
       The norm is 1-Lipschitz in a standard Gaussian and its mean is at most √d, so it exceeds
       √d + t with probability at most e^(-t²/2); t = √(2·ln(2/p)) spends the other half.
 
@@ -111,7 +115,7 @@ def norm_bound(plan: AnyPlan, train: TrainConfig, parameter_count: int) -> float
 
     **Adam** needs no chance: by Cauchy-Schwarz |m̂_t|/√v̂_t is at most
     (1-β₁)/(1-β₁^t) · √((1-β₂^t)/(1-β₂) · Σ_{j<t} (β₁²/β₂)^j) in each coordinate, whatever the
-    gradients were, so the norm is at most lr·√d times the sum over the steps.
+    gradients were, so the norm is at most √d times the sum of that over the steps, each times η_t.
 
     **Central trust** needs none of this: a client clips its whole update, so C is the bound.
 
@@ -122,57 +126,62 @@ def norm_bound(plan: AnyPlan, train: TrainConfig, parameter_count: int) -> float
         plan: The run's plan; it decides C, σ, D and T.
         train: The local optimizer.
         parameter_count: d, the number of parameters that train in this round.
+        round_number: Which round of the plan it is, from 1.
 
     Raises:
         PlanError: `parameter_count` isn't positive, or the bound isn't finite.
     """
     if parameter_count < 1:
         raise PlanError(expected("parameter_count", parameter_count, ">= 1"))
+    rates = learning_rates(
+        train, round_number=round_number, rounds=plan.rounds, steps=plan.steps_per_round
+    )
     if isinstance(plan, CentralPlan):
         bound = plan.clip_norm
     elif train.optimizer == "adam":
-        bound = _adam_bound(train.learning_rate, plan.steps_per_round, parameter_count)
+        bound = _adam_bound(rates) * math.sqrt(parameter_count)
     else:
-        bound = _sgd_bound(plan, train, parameter_count)
+        bound = _sgd_bound(plan, _momentum_weights(train.momentum, rates), parameter_count)
     if not 0 < bound * _ROUNDING < math.inf:
         raise PlanError(expected("norm bound", bound, "finite and > 0", "lower the learning rate"))
     return bound * _ROUNDING
 
 
-def _sgd_bound(plan: Plan | NoPrivacyPlan, train: TrainConfig, parameter_count: int) -> float:
-    steps = plan.steps_per_round
-    weights = _momentum_weights(train.momentum, steps)
+def _sgd_bound(plan: Plan | NoPrivacyPlan, weights: Sequence[float], parameter_count: int) -> float:
     clip, noise, rounded = UNCLIPPED_NORM, 0.0, 0.0
     if isinstance(plan, Plan):
         clip, noise = plan.sensitivity(parameter_count), plan.noise_std(parameter_count)
         rounded = plan.grid_step(parameter_count) * math.sqrt(parameter_count) / 2
-    total, squares = math.fsum(weights), math.fsum(w * w for w in weights)
+    total, squares = sum(weights), sum(w * w for w in weights)
     mean = RECORDS_ALLOWANCE * plan.divisor
     tail = math.log(2 / HONEST_REJECTION)
     largest = max(weights) * tail / 3
     records = mean * total + largest + math.sqrt(largest**2 + 2 * mean * tail * squares)
     radius = math.sqrt(parameter_count) + math.sqrt(2 * tail)
     noises = noise * math.sqrt(squares) * radius
-    return train.learning_rate / plan.divisor * (clip * records + noises + rounded * total)
+    return (clip * records + noises + rounded * total) / plan.divisor
 
 
-def _momentum_weights(momentum: float, steps: int) -> list[float]:
-    """How often each step's gradient is applied: 1 + β + … + β^(steps - s)."""
-    weights = [1.0]
-    for _ in range(steps - 1):
-        weights.append(1.0 + momentum * weights[-1])
-    return weights
+def _momentum_weights(momentum: float, rates: Sequence[float]) -> list[float]:
+    """How far each step's gradient is applied: its own rate, and what momentum adds later."""
+    weights: list[float] = []
+    carried = 0.0
+    for rate in reversed(rates):
+        carried = rate + momentum * carried
+        weights.append(carried)
+    return weights[::-1]
 
 
-def _adam_bound(learning_rate: float, steps: int, parameter_count: int) -> float:
+def _adam_bound(rates: Sequence[float]) -> float:
+    """How far Adam can move one coordinate."""
     beta1, beta2 = ADAM_BETAS
     total = 0.0
     series = 0.0
-    for step in range(1, steps + 1):
+    for step, rate in enumerate(rates, 1):
         series = series * beta1 * beta1 / beta2 + 1.0
         scale = (1 - beta2**step) / (1 - beta2) * series
-        total += (1 - beta1) / (1 - beta1**step) * math.sqrt(scale)
-    return learning_rate * math.sqrt(parameter_count) * total
+        total += rate * (1 - beta1) / (1 - beta1**step) * math.sqrt(scale)
+    return total
 
 
 # --- the sum -----------------------------------------------------------------------------------

@@ -31,11 +31,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sordino.core import adapters
-from sordino.core.config import ExperimentConfig
+from sordino.core.config import ExperimentConfig, resolve_experiment
 from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
-from sordino.core.settings import build
 from sordino.privacy.plan import (
     AnyPlan,
     CentralPlan,
@@ -135,16 +134,17 @@ def read_run_config(run_config: Mapping[str, Any]) -> ServerSettings:
     table = _toml(str(own["sordino-config"] or ""))
     for key, value in given.items():
         _put(table, key, value)
-    experiment = build(ExperimentConfig, table)
     if own["sordino-base"] is None:
         raise ConfigError("sordino-base is required: the folder of the base's config.json")
     base = Path(str(own["sordino-base"]))
+    architecture = _architecture(base)
+    experiment = resolve_experiment(table, architecture)
     nodes = own["sordino-nodes"] or experiment.federation.min_updates
     if not isinstance(nodes, int) or nodes < 1:
         raise ConfigError(expected("sordino-nodes", nodes, "a whole number >= 1"))
     return ServerSettings(
         experiment=experiment,
-        architecture=_architecture(base),
+        architecture=architecture,
         base_sha256=str(own["sordino-base-sha256"] or _gguf_sha256(base)),
         nodes=nodes,
         out=Path(str(own["sordino-out"])) if own["sordino-out"] else None,

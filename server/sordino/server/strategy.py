@@ -133,7 +133,7 @@ class SordinoStrategy(Strategy):
     def norm_bound(self, round_number: int) -> float:
         """The largest norm of an honest update of a round."""
         parameters = self.trained(round_number).parameter_count
-        return aggregate.norm_bound(self.plan, self.train, parameters)
+        return aggregate.norm_bound(self.plan, self.train, parameters, round_number=round_number)
 
     def task(self, round_number: int, adapter: Tensors) -> TrainTask:
         """The round's task, the same for every client."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sordino.client.adapter_files import load_adapter
-from sordino.core.config import ExperimentConfig, load_experiment
+from sordino.core.config import ExperimentConfig, reload_experiment
 from sordino.core.errors import ConfigError
 from sordino.core.records import Tensors, is_run_id
 from sordino.core.settings import to_toml
@@ -120,7 +120,7 @@ def reopen(root: Path) -> tuple[RunFolder, ExperimentConfig]:
             f"{root} holds no run to resume: it has no config.toml and state/run.json"
         )
     run_id = json.loads(state.read_text(encoding="utf-8"))["run_id"]
-    return RunFolder(root, run_id), load_experiment(path)
+    return RunFolder(root, run_id), reload_experiment(path)
 
 
 def last_round(folder: RunFolder, variant: str) -> int:

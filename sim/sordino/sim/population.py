@@ -78,6 +78,7 @@ def node_configs(
             "noise-seed": config.seed if config.privacy.seeded_noise else -1,
             "micro-batch": config.performance.micro_batch,
             "checkpoint": config.performance.checkpoint,
+            "memory-mb": config.performance.memory_mb,
             **policy,
         }
         for index, user in enumerate(users)

@@ -16,6 +16,7 @@ from sordino.client.batches import micro_batches
 from sordino.client.bench.torch_memory import torch_peak
 from sordino.client.bench.workload import Row, Stepper, Variant, Workload, make_rows
 from sordino.client.lora import LoraAdapter
+from sordino.client.model.scratch import drop_scratch
 from sordino.client.model.store import BaseModel, open_base, resolve_model
 from sordino.client.train import Tensors, backward, evaluate, train_round
 from sordino.core.adapters import adapter_manifest, complete_adapter, trained_manifest
@@ -172,6 +173,7 @@ class Engine:
                 self.trained.names,
                 self.rows,
                 mechanism,
+                round_number=1,
                 lora=self.lora,
                 train=self.train,
                 performance=self.performance,
@@ -211,6 +213,7 @@ class PrivateStep(Engine):
     def torch_peak(self) -> int:
         """Of a round of one step in this thread, where the profiler looks."""
         mechanism = self.open_plan(StopSource(1))
+        drop_scratch()  # so that the buffers count, too
         return torch_peak(lambda: self.run(mechanism))
 
     def _loop(self, mechanism: RoundMechanism) -> None:
@@ -245,6 +248,7 @@ class PlainStep(Engine):
 
     def torch_peak(self) -> int:
         """Of one more step."""
+        drop_scratch()
         return torch_peak(self.step)
 
 

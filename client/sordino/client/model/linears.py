@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch.autograd import Function
 from torch.nn import Parameter
 
 from sordino.client.model.elementwise import Elementwise, Same
-from sordino.client.model.matrices import Matrix
+from sordino.client.model.matrices import BlockMatrix, Matrix
 from sordino.client.model.scratch import scratch
 
 TILE_VALUES = 2**20  # of a weight that are dense at once
@@ -67,7 +68,7 @@ class _Call:
     sites: Sequence[Site | None]
     inputs: int
 
-    @property
+    @cached_property
     def adapted(self) -> list[tuple[int, slice, Site]]:
         """Each adapted linear: its number, its low-rank columns, its site."""
         found, at = [], 0
@@ -88,7 +89,7 @@ class _Linears(Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
         inputs = tensors[: call.inputs]
         x = call.before.output(call.before.shared(*inputs))
-        outs = [_times(x, matrix) for matrix in call.matrices]
+        outs = _times(x, call.matrices)
         adapted, low = call.adapted, None
         if adapted:
             low = x @ torch.cat([site.a for _, _, site in adapted]).t()
@@ -147,31 +148,78 @@ def linears(
     return outs
 
 
-def _times(x: Tensor, matrix: Matrix) -> Tensor:
-    y = x.new_empty((x.shape[0], matrix.rows))
-    for start, stop, weight in _dense_tiles(matrix, x.dtype):
-        torch.mm(x, weight.t(), out=y[:, start:stop])
-    return y
+def _times(x: Tensor, matrices: Sequence[Matrix]) -> list[Tensor]:
+    """``x Wᵀ`` for each matrix."""
+    in_pairs = _worth_pairing(x, matrices)
+    paired = _pair(x) if in_pairs else x
+    outs = []
+    for matrix in matrices:
+        y = x.new_empty((x.shape[0], matrix.rows))
+        left = paired if in_pairs and _has_pairs(matrix) else x
+        for start, stop, weight in _dense_tiles(matrix, x.dtype, in_pairs):
+            torch.mm(left, weight.t(), out=y[:, start:stop])
+        outs.append(y)
+    return outs
 
 
 def _times_transposed(grads: Sequence[Tensor], matrices: Sequence[Matrix]) -> Tensor:
-    total: Tensor | None = None
+    """The sum of ``g W`` over the matrices."""
+    in_pairs = _worth_pairing(grads[0], matrices)
+    totals: dict[bool, Tensor] = {}
     for grad, matrix in zip(grads, matrices, strict=True):
-        for start, stop, weight in _dense_tiles(matrix, grad.dtype):
+        paired = in_pairs and _has_pairs(matrix)
+        for start, stop, weight in _dense_tiles(matrix, grad.dtype, in_pairs):
             part = grad[:, start:stop]
-            total = part @ weight if total is None else total.addmm_(part, weight)
-    if total is None:
-        raise ValueError("linears without a matrix")
-    return total
+            if paired in totals:
+                totals[paired].addmm_(part, weight)
+            else:
+                totals[paired] = part @ weight
+    if True not in totals:
+        return totals[False]
+    total = _unpair(totals[True])
+    return total.add_(totals[False]) if False in totals else total
 
 
-def _dense_tiles(matrix: Matrix, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
-    """Runs of rows, each dense until the next is asked for."""
+def _has_pairs(matrix: Matrix) -> TypeGuard[BlockMatrix]:
+    return isinstance(matrix, BlockMatrix) and matrix.pairs
+
+
+def _worth_pairing(x: Tensor, matrices: Sequence[Matrix]) -> bool:
+    """Whether weights in pairs save more than pairing the few rows of x, there and back, costs.
+
+    A value of x costs about half as much again as a weight's value saves; the size of the input
+    and the weights alone decide, so that it is the same everywhere.
+    """
+    rows = sum(matrix.rows for matrix in matrices if _has_pairs(matrix))
+    return x.dtype == torch.float32 and 3 * x.shape[0] < 2 * rows
+
+
+def _pair(x: Tensor) -> Tensor:
+    """Put the halves of each 32 columns in turn, as `BlockFormat.paired` does."""
+    halves = x.reshape(-1, 2, 16)
+    return torch.view_as_real(torch.complex(halves[:, 0], halves[:, 1])).view(x.shape)
+
+
+def _unpair(x: Tensor) -> Tensor:
+    pairs = x.view(-1, 16, 2)
+    halves = x.new_empty((pairs.shape[0], 2, 16))
+    halves[:, 0].copy_(pairs[..., 0])
+    halves[:, 1].copy_(pairs[..., 1])
+    return halves.view(x.shape)
+
+
+def _dense_tiles(
+    matrix: Matrix, dtype: torch.dtype, in_pairs: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Runs of rows, each dense until the next is asked for; in pairs where there is such a way."""
     size = max(1, TILE_VALUES // matrix.columns)
     for start in range(0, matrix.rows, size):
         stop = min(start + size, matrix.rows)
-        out = scratch("weight", (stop - start, matrix.columns), dtype)
-        yield start, stop, matrix.tile(start, stop, dtype, out)
+        if in_pairs and _has_pairs(matrix):
+            yield start, stop, matrix.paired(start, stop)
+        else:
+            out = scratch("weight", (stop - start, matrix.columns), dtype)
+            yield start, stop, matrix.tile(start, stop, dtype, out)
 
 
 def _write_b(site: Site, grad: Tensor, low: Tensor) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sordino.client.model.blocks import BlockFormat
+from sordino.core.errors import ModelError
 
 
 class Matrix(Protocol):
@@ -105,13 +107,28 @@ class BlockMatrix:
         """Dequantize the named rows only."""
         return self._dequantize(self.raw[self._stored(ids)], dtype, out)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether `paired` is there for this format."""
+        return self.format.paired is not None
+
+    def paired(self, start: int, stop: int) -> Tensor:
+        """Dequantize rows ``start:stop`` to float32, in the order of `BlockFormat.paired`.
+
+        Raises:
+            ModelError: The format has no such way.
+        """
+        if self.format.paired is None:
+            raise ModelError(f"blocks of {self.format.name} have no paired order")
+        per_row, bytes_each = self.columns // self.format.values, self.format.bytes
+        size = self.rows // self.rotary_heads if self.rotary_heads else 1
+        first, last = start // size * size, -(-stop // size) * size  # whole heads
+        chosen = _blocks_of(last - first, per_row, size)
+        dense = self.format.paired(self.raw[first:last].reshape(-1, bytes_each), chosen)
+        return dense.view(-1, self.columns)[start - first : stop - first]
+
     def _stored(self, ids: Tensor) -> Tensor:
-        """Where rows lie in the file: in rotary order the two halves of a head alternate."""
-        if not self.rotary_heads:
-            return ids
-        size = self.rows // self.rotary_heads
-        head, place = ids // size * size, ids % size
-        return head + 2 * (place % (size // 2)) + place // (size // 2)
+        return _rotary_rows(ids, self.rows // self.rotary_heads) if self.rotary_heads else ids
 
     def _dequantize(self, raw: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
         blocks = raw.reshape(-1, self.format.bytes)
@@ -120,6 +137,21 @@ class BlockMatrix:
             return dense.to(dtype) if out is None else out.copy_(dense)
         self.format.dequantize(blocks, out.view(-1, self.format.values))
         return out
+
+
+def _rotary_rows(ids: Tensor, size: int) -> Tensor:
+    """Where rows lie in the file: in rotary order the halves of a head of `size` alternate."""
+    head, place = ids // size * size, ids % size
+    return head + 2 * (place % (size // 2)) + place // (size // 2)
+
+
+@lru_cache(maxsize=32)
+def _blocks_of(rows: int, per_row: int, size: int) -> Tensor:
+    """The blocks of each row in turn, ``int32[rows * per_row]``; `size`: of a head, or 1."""
+    stored = torch.arange(rows)
+    if size > 1:
+        stored = _rotary_rows(stored, size)
+    return (stored[:, None] * per_row + torch.arange(per_row)).flatten().int()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Mechanism(Protocol):
         """Begin the next step: the indices of its batch, possibly none."""
         ...
 
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """`size` words of 64 fair bits, for a record's views; the batch and the noise need none."""
+        ...
+
     def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
         """Factors for some of the batch's records; 0 means replace by zeros. Each record once."""
         ...
@@ -165,6 +169,10 @@ class RoundMechanism:
         self._steps.begin(len(batch))
         return batch
 
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """See `Mechanism`."""
+        return self._source.coins(size)
+
     def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
         """Factors that bring records of the batch down to the clip norm (see `clipping`).
 
@@ -262,6 +270,10 @@ class NoPrivacyMechanism:
         batch = sampling.poisson_sample(population, self._plan.sampling_rate, self._source.coins)
         self._steps.begin(len(batch))
         return batch
+
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """See `Mechanism`."""
+        return self._source.coins(size)
 
     def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
         """1 for a record with a finite norm, else 0."""

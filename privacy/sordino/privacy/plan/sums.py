@@ -61,6 +61,10 @@ class UserMechanism:
         """Begin the next local step: the indices of its batch."""
         return self._steps.sample(population)
 
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """`size` words of 64 fair bits, for a record's views."""
+        return self._steps.words(size)
+
     def clip_factors(self, norms: ArrayLike) -> NDArray[np.floating[Any]]:
         """1 for a record with a finite gradient, else 0: the clip is the whole update's."""
         return self._steps.clip_factors(norms)
