@@ -100,7 +100,7 @@ def test_groups_and_names_may_be_mixed_and_nothing_runs_twice():
 
 
 def test_settings_go_through_a_pipe_unchanged():
-    work, variant = Workload(tokens=64, alpha=4), choose(["fedit-m2-ckpt"])[0]
+    work, variant = Workload(tokens=64, alpha=4), choose(["m1-ckpt"])[0]
     assert decode_workload(encode(work)) == work
     assert decode_variant(encode(variant)) == variant
     with pytest.raises(ConfigError, match="expected batch >= 2, got 1"):
