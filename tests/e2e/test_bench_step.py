@@ -22,7 +22,7 @@ QUICK = Workload(model="pocket", tokens=24, batch=2)
 
 
 def variant(name, make):
-    return Variant(name=name, make=make, allocator="mmap")
+    return Variant(name=name, make=make)
 
 
 @pytest.fixture(scope="module")
@@ -98,5 +98,5 @@ def test_a_variant_that_cannot_be_opened_is_one_error_and_leaves_no_process(capf
 
 
 def test_an_unknown_variant_is_refused_by_name():
-    with pytest.raises(ConfigError, match="to be one of main, settings, allocator, peft"):
+    with pytest.raises(ConfigError, match="to be one of main, ffa, settings, allocator, peft"):
         choose(["pefd"])

@@ -1,5 +1,6 @@
 """A memory budget decides how much goes through the model at once, and is kept."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,7 +14,14 @@ from sordino.client.model.scratch import drop_scratch
 from sordino.client.model.store import open_base, resolve_model
 from sordino.client.train import backward
 from sordino.core.adapters import adapter_manifest, initial_adapter, trained_manifest
-from sordino.core.config import LoraConfig, ModelConfig, PerformanceConfig
+from sordino.core.config import (
+    DataConfig,
+    ExperimentConfig,
+    LoraConfig,
+    ModelConfig,
+    PerformanceConfig,
+)
+from sordino.sim.budget import choose_step_size
 
 COST = step_cost(tiny.decoder().architecture, rank=4, trained=10_000)
 
@@ -83,3 +91,16 @@ def test_the_estimate_for_each_token_covers_what_torch_takes(case, recompute, tm
     expected = cost.peak(many * 100, many, recompute=recompute)
     expected -= cost.peak(few * 100, few, recompute=recompute)
     assert 0.5 * expected <= peak(many) - peak(few) <= 1.05 * expected
+
+
+def test_a_run_says_beforehand_what_its_clients_will_choose():
+    config = ExperimentConfig(
+        lora=LoraConfig(rank=4, alpha=8.0),
+        data=DataConfig(max_tokens=129),
+        performance=PerformanceConfig(memory_mb=60, micro_batch=16),
+    )
+    size = choose_step_size(config)
+    assert size.fits
+    assert size.tokens in range(128, 16 * 128, 128)
+    tight = dataclasses.replace(config, performance=PerformanceConfig(memory_mb=1))
+    assert "shorten the records" in str(choose_step_size(tight))

@@ -23,7 +23,7 @@ def bench() -> None:
 @app.command("step")
 def step(
     variants: str = typer.Option(
-        "main", "--variants", help="Groups (main, settings, allocator) and names, with commas."
+        "main", "--variants", help="Groups (main, ffa, settings, allocator) and names, with commas."
     ),
     rounds: int = typer.Option(
         12, "--rounds", help="In each, every variant runs one step. Below 6: no 95 % interval."

@@ -70,10 +70,13 @@ def run(config: ExperimentConfig | None, folder: Path | None) -> None:
     started = time.monotonic()
     with watching(console) as progress:
         progress.say("Opening the model and the data ...")
+        from sordino.sim.budget import choose_step_size
         from sordino.sim.run import resume_run
         from sordino.sim.run import simulate as run_simulation
 
         try:
+            if config and config.performance.memory_mb:
+                progress.say(f"A step: {choose_step_size(config)}.")
             if config is None:
                 result = resume_run(folder or Path(), progress=progress)
             else:

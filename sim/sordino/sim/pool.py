@@ -82,7 +82,7 @@ class WorkerPool:
         *,
         threads: int = 1,
         setup: Job | None = None,
-        return_freed_memory: bool = True,
+        return_freed_memory: bool = False,
     ) -> None:
         if workers < 1:
             raise ConfigError(expected("workers", workers, ">= 1"))
@@ -224,7 +224,7 @@ def _environment(threads: int, return_freed_memory: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if return_freed_memory:
-        # glibc keeps freed activations otherwise: 0.5-0.9 GB a worker.
+        # Costs every large tensor its page faults, and the engine's own are few.
         values["MALLOC_MMAP_THRESHOLD_"] = "1048576"
     return values
 

@@ -102,7 +102,9 @@ class Engine:
         self.lora = work.lora(variant.aggregation)
         self.train = TrainConfig(optimizer="adam", learning_rate=work.learning_rate)
         self.performance = PerformanceConfig(
-            micro_batch=variant.micro_batch, checkpoint=variant.checkpoint
+            micro_batch=variant.micro_batch,
+            checkpoint=variant.checkpoint,
+            memory_mb=variant.memory_mb,
         )
         self._folder = tempfile.TemporaryDirectory(prefix="sordino-bench-")
         self._charges = 0

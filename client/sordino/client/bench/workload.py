@@ -62,8 +62,9 @@ class Variant:
         aggregation: ``fedit`` trains A and B, ``ffa`` only B.
         micro_batch: Records that go through the model at once.
         checkpoint: Recompute each layer in the backward.
-        allocator: ``mmap`` gives freed tensors of 1 MB and more back to the system at once (what
-            the product's workers are started with); ``glibc`` is what everybody else has.
+        memory_mb: A budget that chooses the two above; 0: none.
+        allocator: ``mmap`` gives freed tensors of 1 MB and more back to the system at once;
+            ``glibc`` is its default.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Variant:
     aggregation: Literal["ffa", "fedit"] = "fedit"
     micro_batch: int = 8
     checkpoint: bool = False
+    memory_mb: int = 0
     allocator: Literal["glibc", "mmap"] = "glibc"
 
 

@@ -16,55 +16,47 @@ MAIN = (
     Variant(name="peft", make=f"{_BASELINES}:peft", about="PEFT, fp32, no privacy (P)"),
     Variant(name="hooks", make=f"{_BASELINES}:hooks", about="PEFT with Opacus hooks (H)"),
     Variant(name="ghost", make=f"{_BASELINES}:ghost", about="PEFT with Opacus ghost clipping (G)"),
-    Variant(name="plain", make=PLAIN, allocator="mmap", about="our engine, no privacy (O)"),
-    Variant(name="private", make=PRIVATE, allocator="mmap", about="our engine, private (S)"),
-    Variant(
-        name="plain-ffa",
-        make=PLAIN,
-        allocator="mmap",
-        aggregation="ffa",
-        about="O, only B trained",
-    ),
-    Variant(
-        name="private-ffa",
-        make=PRIVATE,
-        allocator="mmap",
-        aggregation="ffa",
-        about="S, only B trained",
-    ),
+    Variant(name="plain", make=PLAIN, about="our engine, no privacy (O)"),
+    Variant(name="private", make=PRIVATE, about="our engine, private (S)"),
+)
+FFA = (
+    Variant(name="plain-ffa", make=PLAIN, aggregation="ffa", about="O, only B trained"),
+    Variant(name="private-ffa", make=PRIVATE, aggregation="ffa", about="S, only B trained"),
 )
 
 
-def _setting(aggregation: str, micro_batch: int, checkpoint: bool) -> Variant:
+def _setting(micro_batch: int, *, checkpoint: bool = False) -> Variant:
     return Variant(
-        name=f"{aggregation}-m{micro_batch}{'-ckpt' if checkpoint else ''}",
+        name=f"m{micro_batch}{'-ckpt' if checkpoint else ''}",
         make=PRIVATE,
-        allocator="mmap",
-        aggregation="ffa" if aggregation == "ffa" else "fedit",
         micro_batch=micro_batch,
         checkpoint=checkpoint,
-        about=f"S, {aggregation}, {micro_batch} at once{', recomputed' if checkpoint else ''}",
+        about=f"S, {micro_batch} at once{', recomputed' if checkpoint else ''}",
     )
 
 
-SETTINGS = tuple(
-    _setting(aggregation, micro_batch, checkpoint)
-    for aggregation in ("fedit", "ffa")
-    for micro_batch in (8, 4, 2, 1)
-    for checkpoint in (False, True)
+def _budget(megabytes: int) -> Variant:
+    return Variant(
+        name=f"{megabytes}mb",
+        make=PRIVATE,
+        memory_mb=megabytes,
+        about=f"S, what fits {megabytes} MB",
+    )
+
+
+SETTINGS = (
+    *(_setting(micro_batch) for micro_batch in (8, 4, 3, 2, 1)),
+    _setting(1, checkpoint=True),
+    _budget(320),
+    _budget(180),
 )
-# Whether a difference is the allocator's: each side in the other's environment.
+# Whether a difference is the allocator's: freed tensors of a megabyte go back at once.
 ALLOCATOR = (
-    Variant(
-        name="peft-mmap",
-        make=f"{_BASELINES}:peft",
-        allocator="mmap",
-        about="P with our allocator threshold",
-    ),
-    Variant(name="plain-glibc", make=PLAIN, about="O with glibc's own threshold"),
-    Variant(name="private-glibc", make=PRIVATE, about="S with glibc's own threshold"),
+    Variant(name="peft-mmap", make=f"{_BASELINES}:peft", allocator="mmap", about="P, mmap"),
+    Variant(name="private-mmap", make=PRIVATE, allocator="mmap", about="S, mmap"),
+    Variant(name="m2-mmap", make=PRIVATE, allocator="mmap", micro_batch=2, about="m2, mmap"),
 )
-GROUPS = {"main": MAIN, "settings": SETTINGS, "allocator": ALLOCATOR}
+GROUPS = {"main": MAIN, "ffa": FFA, "settings": SETTINGS, "allocator": ALLOCATOR}
 _KNOWN = {variant.name: variant for group in GROUPS.values() for variant in group}
 
 
@@ -88,8 +80,12 @@ TARGETS = (
     Target("private-ffa", "plain-ffa", 1.05),
     Target("private-ffa", "peft"),
     Target("private-ffa", "private"),
-    Target("private-glibc", "private"),
-    Target("plain-glibc", "plain"),
+    Target("320mb", "m8", 1.05),
+    Target("180mb", "m8", 1.35),
+    *(Target(f"m{n}", "m8") for n in (4, 3, 2, 1)),
+    Target("m1-ckpt", "m8"),
+    Target("private-mmap", "private"),
+    Target("m2-mmap", "m2"),
     Target("peft-mmap", "peft"),
 )
 

@@ -266,7 +266,7 @@ def _shares(request: Request, cache: Path) -> tuple[list[dict[str, int]], int]:
     return shares, shares[0]["file"]
 
 
-def _pool(request: Request, *, setup: Job | None = None, allocator: str = "mmap") -> WorkerPool:
+def _pool(request: Request, *, setup: Job | None = None, allocator: str = "glibc") -> WorkerPool:
     return WorkerPool(
         1, threads=request.threads, setup=setup, return_freed_memory=allocator == "mmap"
     )
