@@ -41,6 +41,7 @@ def clipped_sum(client, tmp_path_factory):
                 trained.names,
                 records,
                 mechanism(tmp_path_factory.mktemp("round"), Still(), clip_norm=C, divisor=30.0),
+                round_number=1,
                 lora=LORA,
                 train=TrainConfig(learning_rate=1.0, local_steps=1),
                 performance=PerformanceConfig(micro_batch=micro_batch),

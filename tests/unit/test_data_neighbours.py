@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sordino.client import session
@@ -23,7 +24,8 @@ from sordino.client.data.chat import ChatTemplate
 from sordino.client.data.records import Record, Turn
 from sordino.client.data.tokens import EncodedRecords, TokenizerFile
 from sordino.client.session import ClientSession, open_session
-from sordino.core.config import DataConfig
+from sordino.core.adapters import adapter_manifest
+from sordino.core.config import METRICS, DataConfig, LoraConfig
 from sordino.core.errors import ConfigError, DataError
 from sordino.sim.evaluation import evaluate_all
 from sordino.sim.grid import LocalGrid
@@ -279,6 +281,15 @@ def test_the_researcher_is_told_of_a_file_without_records(tmp_path: Path) -> Non
     assert files.load(tmp_path / "d.jsonl", "user").records == {}
     with pytest.raises(DataError, match="d has no usable record: 1 rows were skipped: no words"):
         source.select_users(source.open_source(config), config)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_paid_metric_of_nothing_has_no_values(tmp_path: Path, metric: str) -> None:
+    client = opened(write(tmp_path / "d.jsonl", [TRAINED]))
+    lora = LoraConfig(rank=2)
+    manifest = adapter_manifest(client.architecture, lora)
+    adapter = {t.name: np.zeros(t.shape, np.float32) for t in manifest.tensors}
+    assert client.measure(metric, adapter, lora).shape == (0,)
 
 
 def test_a_client_that_holds_nothing_out_has_no_loss(tmp_path: Path) -> None:
