@@ -33,7 +33,7 @@ def clipped_sum(client, tmp_path_factory):
     zeros = {t.name: np.zeros(t.shape, np.float32) for t in trained.tensors}
     tensors = complete_adapter(zeros, manifest, LORA.init_seed)
 
-    def step(records, micro_batch):
+    def step(records, micro_batch, *, recompute=False):
         with exact.sums_before_noise() as sums:
             train_round(
                 client.base.decoder,
@@ -44,7 +44,7 @@ def clipped_sum(client, tmp_path_factory):
                 round_number=1,
                 lora=LORA,
                 train=TrainConfig(learning_rate=1.0, local_steps=1),
-                performance=PerformanceConfig(micro_batch=micro_batch),
+                performance=PerformanceConfig(micro_batch=micro_batch, checkpoint=recompute),
             )
         return sums[0]
 
@@ -67,5 +67,8 @@ def test_beside_others_the_sum_stays_within_what_is_accounted(client, clipped_su
 def test_one_at_a_time_no_other_record_changes_by_a_bit(client, clipped_sum):
     some, extra = client.records[:8], client.records[24]
     alone = clipped_sum([extra], 1)
-    both = clipped_sum([*some[:4], extra, *some[4:]], 1)
-    assert np.array_equal(both - clipped_sum(some, 1), alone)
+    both = [*some[:4], extra, *some[4:]]
+    others = clipped_sum(some, 1)
+    assert np.array_equal(clipped_sum(both, 1) - others, alone)
+    # A limit on memory may have layers computed twice for the sake of one long record.
+    assert np.array_equal(clipped_sum(both, 1, recompute=True) - others, alone)
