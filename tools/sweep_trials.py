@@ -51,7 +51,7 @@ class Client:
 
     Attributes:
         train: Their speeches.
-        held_out: The last fifth of each role's.
+        held_out: About a fifth of each role's, by each record's own hash.
     """
 
     train: tuple[TokenRecord, ...]

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "data.clients=2",
-    "data.max_records=16",
+    "data.share=0.08",
     "train.local_steps=1",
     "federation.rounds=1",
     "federation.min_updates=2",

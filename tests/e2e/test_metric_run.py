@@ -11,7 +11,7 @@ from sordino.server.report import claim_of_run, from_json
 from sordino.sim.run import resume_run, simulate
 
 CONFIG = {
-    "data": {"clients": 2, "max_tokens": 32, "max_records": 20},
+    "data": {"clients": 2, "max_tokens": 32, "share": 0.1},
     "lora": {"rank": 2, "targets": ["v_proj"]},
     "train": {"local_steps": 1},
     "privacy": {"clip": "adaptive", "clip_norm": 0.3, "sampling_rate": 0.25},

@@ -9,7 +9,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 
 from sordino.client.adapter_files import load_adapter
-from sordino.core.config import ExperimentConfig, load_experiment
+from sordino.core.config import DataConfig, ExperimentConfig, load_experiment
 from sordino.core.errors import ConfigError, DataError
 from sordino.privacy.ledger import read_charges
 from sordino.privacy.noise import SYSTEM_LABEL
@@ -24,7 +24,7 @@ def small(**changes) -> ExperimentConfig:
         scenario_path("demo"),
         [
             "data.clients=3",
-            "data.max_records=20",
+            "data.share=0.1",
             "train.local_steps=2",
             "federation.rounds=2",
             "federation.min_updates=3",
@@ -223,3 +223,24 @@ def test_own_data_in_a_file(tmp_path, cache):
 @pytest.mark.parametrize("name", names())
 def test_shipped_scenarios_are_valid(name):
     assert load_experiment(scenario_path(name)).privacy.epsilon == 8.0
+
+
+def test_a_client_without_records_or_without_any_held_out_takes_part(tmp_path, cache):
+    """What each has is its own business: all are asked, charged and answered for alike."""
+    own = {
+        "nothing to train on": ["Farewell 1."],
+        "nothing held out": ["Good morrow."],
+        "both": [f"The {n}th word of my story." for n in range(12)],
+    }
+    rows = [{"user": user, "text": text} for user, texts in own.items() for text in texts]
+    path = tmp_path / "diaries.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small(data=DataConfig(source=str(path), users=tuple(own), max_tokens=16))
+    report = simulate(config, tmp_path / "run", cache=cache).report
+    nothing, unjudged, both = report.clients
+    assert (nothing.records, unjudged.records, both.records) == (0, 1, 11)
+    assert nothing.loss_before is not None
+    assert (unjudged.loss_before, unjudged.loss_after) == (None, None)
+    assert report.rounds[-1].updates == 3
+    assert nothing.epsilon == unjudged.epsilon == both.epsilon > 0
+    assert from_json((tmp_path / "run" / "report.json").read_text()) == report

@@ -76,14 +76,15 @@ def hub_dataset(path: Path) -> Path:
 def test_every_kind_of_file_gives_the_same_users(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
-    config = DataConfig(source=str(make(tmp_path)), clients=2)
+    config = DataConfig(source=str(make(tmp_path)), clients=2, held_out=0.4)
     source = open_source(config)
     assert dict(source.users()) == {"ann": 5, "bob": 3}
     assert select_users(source, config) == ("ann", "bob")
     assert source.label == "d"
     ann = source.user("ann")
-    assert [r.text for r in ann.train] == ["line 0", "line 1", "line 2", "line 3"]
-    assert [r.text for r in ann.held_out] == ["line 4"]
+    # By each line's own hash: line 2 alone lies below 0.4.
+    assert [r.text for r in ann.train] == ["line 0", "line 1", "line 3", "line 4"]
+    assert [r.text for r in ann.held_out] == ["line 2"]
 
 
 def test_prompts_and_chats(tmp_path: Path) -> None:
@@ -142,8 +143,6 @@ GOOD = b'{"user": "ann", "text": "x"}\n'
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no usable record: it is empty"),
-        (b'{"user": "ann", "text": ""}\n', "no usable record: 1 with no words to learn"),
         (GOOD + b'{"user": "ann", "text": "\xff"}\n', r"line 2 is not UTF-8 \(byte 26\)"),
         (GOOD + b"\n{oops\n", "line 3 is not valid JSON: .* at column 2"),
         (GOOD + b"[" * 100_000 + b"\n", "line 2 is not valid JSON"),
@@ -211,19 +210,45 @@ def test_users_that_are_not_there(tmp_path: Path) -> None:
     config = DataConfig(source=path, users=("anne",))
     with pytest.raises(DataError, match="no user is called 'anne': did you mean ann"):
         select_users(open_source(config), config)
+    # Asked for on a device, the same user owns no record: that there is none is private.
+    nobody = open_source(config).user("anne")
+    assert (nobody.train, nobody.held_out) == ((), ())
     config = DataConfig(source=path, users=("ann", "ann"))
     with pytest.raises(DataError, match="twice"):
         select_users(open_source(config), config)
 
 
-def test_the_last_part_is_held_out_of_the_first_records(tmp_path: Path) -> None:
+def test_each_record_is_placed_by_its_own_words(tmp_path: Path) -> None:
     rows = [{"user": "ann", "text": str(i)} for i in range(20)]
-    config = DataConfig(
-        source=str(jsonl(tmp_path / "d.jsonl", rows)), clients=1, max_records=10, held_out=0.3
-    )
-    ann = open_source(config).user("ann")
-    assert [r.text for r in ann.train] == [str(i) for i in range(7)]
-    assert [r.text for r in ann.held_out] == ["7", "8", "9"]
+    path = jsonl(tmp_path / "d.jsonl", rows)
+
+    def parts(**settings: float) -> tuple[list[int], list[int]]:
+        ann = open_source(DataConfig(source=str(path), **settings)).user("ann")  # type: ignore[arg-type]
+        return [int(r.text) for r in ann.train], [int(r.text) for r in ann.held_out]
+
+    held = [7, 13, 14, 17]
+    assert parts(held_out=0.3) == ([i for i in range(20) if i not in held], held)
+    train, held = parts(held_out=0.3, share=0.5)
+    assert held == [7, 13, 17]
+    assert train == [0, 5, 8, 10, 11, 12, 15, 16]
+    empty = [{"user": "ann", "text": ""}, {"user": "", "text": "whose?"}]
+    jsonl(path, empty)
+    assert parts() == ([], [])
+
+
+def test_a_file_without_a_usable_record_has_no_users(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    config = DataConfig(source=str(path))
+    for content, says in (
+        (b"", "d has no usable record: it is empty"),
+        (
+            b'{"user": "ann", "text": ""}\n',
+            "no usable record: 1 rows were skipped: no words to learn",
+        ),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            select_users(open_source(config), config)
 
 
 def test_the_budget_follows_the_user_and_not_the_content(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from sordino.client.data.chat import ChatTemplate
 from sordino.client.data.records import Record, Turn
-from sordino.client.data.tokens import TokenizerFile, TokenRecord
+from sordino.client.data.tokens import EncodedRecords, TokenizerFile, TokenRecord
 from sordino.core.errors import DataError, ModelError
 
 CHATML = (
@@ -111,13 +111,28 @@ def test_words_that_spell_a_special_token_are_words(tmp_path: Path) -> None:
 def test_records_with_nothing_left_to_learn_are_dropped(tmp_path: Path) -> None:
     tokenizer = load(tmp_path)
     late = Record(prompt="a long prompt", text="x")
+    reason = "no token to learn within max_tokens = 8"
     encoded = tokenizer.encode_records([late, Record(text="short")], 8)
-    assert (len(encoded.records), encoded.dropped) == (1, 1)
-    with pytest.raises(DataError, match=r"none of 1 records .* max_tokens = 8"):
-        tokenizer.encode_records([late], 8)
-    assert tokenizer.encode_records([], 8).records == ()
-    with pytest.raises(DataError, match="max_tokens >= 2"):
-        tokenizer.encode_record(late, 1)
+    assert (len(encoded.records), encoded.dropped) == (1, (reason,))
+    assert tokenizer.encode_records([late], 8) == EncodedRecords((), (reason,))
+    assert tokenizer.encode_records([], 8) == EncodedRecords((), ())
+    for encode in (tokenizer.encode_record, lambda r, n: tokenizer.encode_records([r], n)):
+        with pytest.raises(DataError, match="max_tokens >= 2"):
+            encode(late, 1)
+
+
+def test_a_chat_that_is_refused_takes_no_other_record_with_it(tmp_path: Path) -> None:
+    alternating = (
+        "{% for m in messages %}{{ raise_exception('roles must alternate') "
+        "if loop.previtem and loop.previtem.role == m.role }}{{ m.content }}|{% endfor %}"
+    )
+    tokenizer = load(tmp_path, chat_template=alternating)
+    good = Record(messages=(Turn("user", "x"), Turn("assistant", "y")))
+    bad = Record(messages=(Turn("user", "x"), *good.messages))
+    encoded = tokenizer.encode_records([good, bad, Record(text="z")], 64)
+    assert [learned(tokenizer, r) for r in encoded.records] == ["y|", "z<eos>"]
+    (reason,) = encoded.dropped
+    assert "roles must alternate" in reason
 
 
 def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
@@ -137,6 +152,9 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ 1 + 'x' }}",
+        "{{ 1 // 0 }}",
+        "{{ ''.join(messages) }}",
+        "{{ 'x'.index('y') }}",
     ],
 )
 def test_a_template_that_fails_is_an_error_about_the_chat(template: str) -> None:

@@ -6,8 +6,10 @@ model, so that going from one client to the next costs milliseconds.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,12 +27,14 @@ from sordino.client.measure import record_values
 from sordino.client.model.store import BaseModel, cache_root, open_base, resolve_model
 from sordino.client.train import Mechanism, Observations, Tensors, train_round
 from sordino.core.config import DataConfig, LoraConfig, ModelConfig, PerformanceConfig
-from sordino.core.errors import ConfigError, DataError, expected
+from sordino.core.errors import ConfigError, expected
 from sordino.core.settings import build
 from sordino.privacy.ledger import Limit
 from sordino.privacy.noise import NoiseSource, seeded_source, system_source
 from sordino.privacy.plan import policy_limit
 from sordino.privacy.policy import BUILT_IN, Conditions, Policy, load_policy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class NodeSettings:
         model: As `ModelConfig.name`.
         quantization: As `ModelConfig.quantization`.
         data: As `DataConfig.source`.
-        user: Whose records; empty: the `partition_id`-th of the source's users.
+        user: Whose records; empty: the `partition_id`-th of the source's users by their numbers of
+            records, which no guarantee covers.
         partition_id: Which user, where `user` is empty.
         num_partitions: How many nodes there are; Flower's simulation sets it.
         state_dir: The client's own folder: ledger, kept updates, observations.
@@ -59,7 +64,7 @@ class NodeSettings:
     user: str = ""
     partition_id: int = 0
     num_partitions: int = 1
-    max_records: int = 0
+    share: float = 1.0
     max_tokens: int = 64
     held_out: float = 0.2
     state_dir: str = ""
@@ -79,7 +84,7 @@ class NodeSettings:
             user_column=self.user_column,
             users=(self.user,) if self.user else (),
             clients=max(self.num_partitions, self.partition_id + 1),
-            max_records=self.max_records,
+            share=self.share,
             max_tokens=self.max_tokens,
             held_out=self.held_out,
         )
@@ -150,10 +155,14 @@ class ClientSession:
 def open_session(config: NodeConfig) -> ClientSession:
     """Open a client from its node configuration; keys may be written with ``-`` or ``_``.
 
+    One record added to a named user's data, or removed, changes the training and the held-out part,
+    taken together, by that record alone. So does the first one: without a record there is a session
+    all the same, which trains on nothing.
+
     Raises:
         ConfigError: A key is unknown or a value impossible.
         PolicyError: The policy can't be read, or isn't its owner's.
-        DataError: The records can't be read, or none is usable.
+        DataError: The data can't be read, or no user is named and there are too few.
         ModelError: The base can't be opened.
     """
     node = build(NodeSettings, {k.replace("-", "_"): v for k, v in config.items()}, "node-config")
@@ -208,9 +217,18 @@ def _encode(
     tokenizer: TokenizerFile, records: Sequence[Record], data: DataConfig, user: str, part: str
 ) -> tuple[TokenRecord, ...]:
     encoded = tokenizer.encode_records(records, data.max_tokens)
+    # For the owner, on the device: whether there is a record at all is as private as a record.
+    for reason, count in Counter(encoded.dropped).items():
+        _warn_once(f"{user}: {count} {part} records were left out: {reason}")
     if not encoded.records:
-        raise DataError(f"user {user!r} has no {part} record: give it more, or leave it out")
+        _warn_once(f"{user}: no {part} record in {data.source}")
     return encoded.records
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    """A simulation opens the same session for every evaluation."""
+    logger.warning(text)
 
 
 def _default_state_dir(user: str) -> Path:

@@ -38,19 +38,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Whose records are trained on, and how many of each user's are held out."""
+    """Whose records are trained on, and which part of each user's is held out."""
 
     source: str = "shakespeare"  # or a JSONL/Parquet file, or a Hugging Face dataset folder
     user_column: str = "user"
     users: tuple[str, ...] = ()  # empty: the users with most records
     clients: int = 8
-    max_records: int = 0  # per user; 0: all
+    share: float = 1.0  # the chance of each record to take part, decided by the record itself
     max_tokens: int = 64  # a longer record is cut
-    held_out: float = 0.2  # the last part of each user's records
+    held_out: float = 0.2  # the chance of each record to be held out, the same way
 
     def __post_init__(self) -> None:
         _require(self.clients >= 1, "data.clients", self.clients, ">= 1")
-        _require(self.max_records >= 0, "data.max_records", self.max_records, ">= 0 (0: all)")
+        _require(0 < self.share <= 1, "data.share", self.share, "in (0, 1]")
         _require(self.max_tokens >= 2, "data.max_tokens", self.max_tokens, ">= 2")
         _require(0 < self.held_out < 1, "data.held_out", self.held_out, "in (0, 1)")
 

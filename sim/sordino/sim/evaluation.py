@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sordino.core.errors import DataError
 from sordino.sim.grid import LocalGrid, NodeConfig
 
 EVALUATE = f"{__name__}:evaluate_job"
@@ -20,7 +21,7 @@ EVALUATE = f"{__name__}:evaluate_job"
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out losses of several clients.
+    """Held-out losses of several clients, of whom some may hold nothing out.
 
     Attributes:
         sums: For each client, the summed loss of each of its records, in nats.
@@ -30,9 +31,10 @@ class Losses:
     sums: tuple[NDArray[np.float64], ...]
     tokens: tuple[NDArray[np.float64], ...]
 
-    def mean(self, index: int) -> float:
-        """Loss per token of one client."""
-        return float(self.sums[index].sum() / self.tokens[index].sum())
+    def mean(self, index: int) -> float | None:
+        """Loss per token of one client; None if it holds nothing out."""
+        tokens = self.tokens[index].sum()
+        return float(self.sums[index].sum() / tokens) if tokens else None
 
     def overall(self) -> float:
         """Loss per token over all clients' tokens."""
@@ -52,6 +54,9 @@ def evaluate_all(
         nodes: Each client's node configuration.
         adapters: For each, the folder of the adapter; None: the base alone.
         on_done: Called with a client's index when it is done.
+
+    Raises:
+        DataError: No client holds a record out: there is nothing to judge an adapter by.
     """
     jobs = [
         json.dumps({"node": node, "adapter": adapter and str(adapter)})
@@ -59,6 +64,11 @@ def evaluate_all(
     ]
     answers = grid.map(EVALUATE, (job.encode() for job in jobs), on_done=on_done)
     tables = [np.frombuffer(answer, dtype=np.float64).reshape(-1, 2) for answer in answers]
+    if not any(map(len, tables)):
+        raise DataError(
+            "no client has a held-out record with a token to learn: give them more records, or "
+            "raise data.held_out, data.share or data.max_tokens"
+        )
     return Losses(tuple(t[:, 0] for t in tables), tuple(t[:, 1] for t in tables))
 
 

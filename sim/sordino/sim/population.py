@@ -34,8 +34,14 @@ def choose_population(config: ExperimentConfig) -> Population:
     """
     source = open_source(config.data)
     users = select_users(source, config.data)
-    records = tuple(len(source.user(user).train) for user in users)
-    return Population(users, records, tuple(source.notes))
+    parts = [source.user(user) for user in users]
+    records = tuple(len(user.train) for user in parts)
+    notes = [*source.notes]
+    if idle := records.count(0):
+        notes.append(f"{idle} of {len(users)} clients have no record to train on: they send noise")
+    if unjudged := sum(not user.held_out for user in parts):
+        notes.append(f"{unjudged} of {len(users)} clients hold no record out, and have no loss")
+    return Population(users, records, tuple(notes))
 
 
 def state_dir(root: Path, index: int) -> Path:
@@ -69,7 +75,7 @@ def node_configs(
             "data": config.data.source,
             "user-column": config.data.user_column,
             "user": user,
-            "max-records": config.data.max_records,
+            "share": config.data.share,
             "max-tokens": config.data.max_tokens,
             "held-out": config.data.held_out,
             "state-dir": str(state_dir(state_root, index)),

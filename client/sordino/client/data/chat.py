@@ -12,6 +12,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sordino.client.data.records import Turn
 from sordino.core.errors import DataError, ModelError
 
+# What an expression in a template may raise when a chat isn't what its author thought of.
+_OF_AN_EXPRESSION = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 class ChatTemplate:
     """Renders chats in a sandbox: a template comes with a model and is not trusted."""
@@ -76,7 +79,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=prompt, **self._names
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, *_OF_AN_EXPRESSION) as error:
             raise DataError(f"the model's chat template refuses a chat: {error}") from error
 
 

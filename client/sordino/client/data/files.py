@@ -42,10 +42,10 @@ class Loaded:
 
 
 def load(path: Path, user_column: str) -> Loaded:
-    """Read every record of a file or a dataset's folder.
+    """Read every record of a file or a dataset's folder; there may be none.
 
     Raises:
-        DataError: It can't be read, has no such user column, or has no usable record.
+        DataError: It can't be read, or has no such user column.
     """
     records: dict[str, list[Record]] = {}
     skipped: Counter[str] = Counter()
@@ -59,9 +59,6 @@ def load(path: Path, user_column: str) -> Loaded:
                 skipped["no words to learn"] += 1
             else:
                 records.setdefault(user, []).append(record)
-    if not records:
-        left_out = ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
-        raise DataError(f"{path} has no usable record: {left_out or 'it is empty'}")
     return Loaded({user: tuple(some) for user, some in records.items()}, dict(skipped))
 
 

@@ -1,12 +1,18 @@
-"""What a user owns: records, in the order they came about."""
+"""What a user owns: records, and which of them are trained on, held out, or left out.
+
+That is decided for each record by itself, from nothing but its own words. Were it decided by a
+record's place among the others, one more record could move another across a cut. In the sum of a
+step that is a replacement, which costs 2C where a plan accounts C.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+_PLACES: Final = 2**64
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class UserData:
         user: The user's name in the source.
         dataset_id: What the user's privacy budget is kept under; see `dataset_id`.
         train: Records to train on.
-        held_out: The last records, never trained on.
+        held_out: Records that are never trained on. Either part may be empty.
     """
 
     user: str
@@ -67,7 +73,7 @@ class Source(Protocol):
         """One user's records.
 
         Raises:
-            DataError: There is no such user.
+            DataError: There can be no such user.
         """
 
 
@@ -83,30 +89,57 @@ def dataset_id(source: str, user: str) -> str:
     >>> dataset_id("diary", "ann") == dataset_id("diary", "bob")
     False
     """
-    parts = ("sordino-dataset-1", source, user)
-    # Each part with its length, so that no two pairs run together into the same bytes.
-    canonical = b"".join(len(p).to_bytes(8, "big") + p for p in (t.encode() for t in parts))
-    return hashlib.sha256(canonical).hexdigest()
+    return _digest("sordino-dataset-1", source, user).hex()
 
 
 def split(
-    records: Sequence[Record], *, held_out: float, max_records: int = 0
+    records: Iterable[Record], *, held_out: float, share: float = 1.0
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Split one user's records in time: the last part is held out.
+    """Which of a user's records are trained on and which are held out, in the order given.
 
-    Where there are two records, each part has at least one.
+    Each record is placed by itself (`place`). So adding or removing one record changes the two
+    parts, taken together, by that record alone; equal records are on one side. A record stays where
+    it is for good: whatever else is added or removed, whatever the file is called, and on every
+    device. A larger `held_out` moves records to the held-out part and none back, and a larger
+    `share` only adds records. How many fall on either side is left to chance.
 
     Args:
-        records: In the order they came about.
-        held_out: The part of them that is held out, in (0, 1).
-        max_records: Take only the first so many; 0 takes all.
+        records: A user's records.
+        held_out: The chance of a record to be held out, in (0, 1).
+        share: The chance of a record to take part at all, in (0, 1].
+
+    Returns:
+        The records to train on, and those that are held out. Either may be empty.
     """
-    kept = tuple(records[:max_records] if max_records else records)
-    count = min(len(kept) - 1, max(1, math.floor(held_out * len(kept) + 0.5)))
-    cut = len(kept) - max(count, 0)
-    return kept[:cut], kept[cut:]
+    train, held = list[Record](), list[Record]()
+    for record in records:
+        if place("share", record) < share * _PLACES:
+            (held if place("held-out", record) < held_out * _PLACES else train).append(record)
+    return tuple(train), tuple(held)
+
+
+def place(choice: str, record: Record) -> int:
+    """Where a record lies in [0, 2^64) for one choice: the first digits of SHA-256 over it.
+
+    There is no key: the guarantee asks that a record's place not depend on other records, not that
+    it be secret, and a key is one more thing that could change and move every record at once.
+
+    >>> place("held-out", Record(text="To be")) == place("held-out", Record(text="To be"))
+    True
+    >>> place("held-out", Record(text="To be")) == place("share", Record(text="To be"))
+    False
+    """
+    turns = (part for turn in record.messages for part in (turn.role, turn.content))
+    digest = _digest("sordino-place-1", choice, record.prompt, record.text, *turns)
+    return int.from_bytes(digest[:8], "big")
 
 
 def ordered_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """Users with most records first, then by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _digest(*parts: str) -> bytes:
+    # Each part with its length, so that no two lists run together into the same bytes.
+    encoded = (part.encode() for part in parts)
+    return hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in encoded)).digest()

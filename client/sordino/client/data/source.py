@@ -62,14 +62,12 @@ class FileSource:
         return ordered_counts({user: len(some) for user, some in self._loaded.records.items()})
 
     def user(self, name: str) -> UserData:
-        """One user's records in the order of the file.
+        """One user's records in the order of the file, for any name.
 
-        Raises:
-            DataError: There is no such user.
+        A user without a row owns no record. To refuse such a user would make a device with one
+        record answer, and the same device without it not.
         """
-        if name not in self._loaded.records:
-            raise DataError(_unknown(name, self._loaded.records))
-        return _user_data(name, self.label, self._loaded.records[name], self._config)
+        return _user_data(name, self.label, self._loaded.records.get(name, ()), self._config)
 
     def _notes(self) -> Iterable[str]:
         for reason, count in self._loaded.skipped.items():
@@ -90,16 +88,26 @@ def open_source(config: DataConfig) -> Source:
 def select_users(source: Source, config: DataConfig) -> tuple[str, ...]:
     """The users that take part: those that are named, or the `clients` with most records.
 
+    Whoever chooses sees how many records each user has, and that is outside any guarantee: a device
+    whose records are to be protected is given its user by name.
+
     Raises:
         DataError: A name is unknown or given twice, or the source has too few users.
     """
+    known = source.users()
+    if not known:
+        raise DataError(
+            f"{source.label} has no usable record: {'; '.join(source.notes) or 'it is empty'}"
+        )
     if config.users:
         if len(set(config.users)) < len(config.users):
             raise DataError(f"data.users names a user twice: {', '.join(config.users)}")
         for name in config.users:
             source.user(name)
+            if name not in known:
+                raise DataError(_unknown(name, known))
         return config.users
-    users = tuple(source.users())
+    users = tuple(known)
     if len(users) < config.clients:
         raise DataError(
             f"expected data.clients <= {len(users)} (the users of {source.label}), "
@@ -109,9 +117,7 @@ def select_users(source: Source, config: DataConfig) -> tuple[str, ...]:
 
 
 def _user_data(user: str, identity: str, records: Iterable[Record], config: DataConfig) -> UserData:
-    train, held_out = split(
-        tuple(records), held_out=config.held_out, max_records=config.max_records
-    )
+    train, held_out = split(records, held_out=config.held_out, share=config.share)
     return UserData(
         user=user, dataset_id=dataset_id(identity, user), train=train, held_out=held_out
     )

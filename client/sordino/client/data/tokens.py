@@ -42,10 +42,15 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """Records that have something to learn after the cut, and how many had nothing."""
+    """What is left of a user's records as tokens.
+
+    Attributes:
+        records: Those that can be written as tokens and have one to learn after the cut.
+        dropped: Why each other one was left out. Private.
+    """
 
     records: tuple[TokenRecord, ...]
-    dropped: int
+    dropped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,7 @@ class TokenizerFile:
             DataError: The record is a chat, and the tokenizer has no template or one that can't be
                 used.
         """
-        if max_tokens < 2:
-            raise DataError(expected("max_tokens", max_tokens, ">= 2"))
+        _check_max_tokens(max_tokens)
         if record.messages:
             ids, mask = self._encode_chat(record)
         else:
@@ -117,19 +121,27 @@ class TokenizerFile:
         return TokenRecord(np.array(ids[:max_tokens], dtype=np.int32), targets)
 
     def encode_records(self, records: Sequence[Record], max_tokens: int) -> EncodedRecords:
-        """Encode a user's records and drop those whose learned tokens are all cut off.
+        """Encode a user's records, and drop those that can't be or have no token left to learn.
+
+        Each is judged by itself: a chat that the template refuses is left out and takes no other
+        record with it, and nothing left is an answer, not an error.
 
         Raises:
-            DataError: Nothing is left.
+            DataError: `max_tokens` is below 2.
         """
-        encoded = [self.encode_record(record, max_tokens) for record in records]
-        kept = tuple(record for record in encoded if record.targets)
-        if records and not kept:
-            raise DataError(
-                f"none of {len(records)} records has a token to learn within "
-                f"max_tokens = {max_tokens}: raise data.max_tokens"
-            )
-        return EncodedRecords(kept, len(encoded) - len(kept))
+        _check_max_tokens(max_tokens)
+        kept, dropped = list[TokenRecord](), list[str]()
+        for record in records:
+            try:
+                encoded = self.encode_record(record, max_tokens)
+            except DataError as error:
+                dropped.append(str(error))
+                continue
+            if encoded.targets:
+                kept.append(encoded)
+            else:
+                dropped.append(f"no token to learn within max_tokens = {max_tokens}")
+        return EncodedRecords(tuple(kept), tuple(dropped))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special ones left out."""
@@ -154,6 +166,11 @@ class TokenizerFile:
             for begin, end in encoding.offsets
         ]
         return list(encoding.ids), mask
+
+
+def _check_max_tokens(max_tokens: int) -> None:
+    if max_tokens < 2:
+        raise DataError(expected("max_tokens", max_tokens, ">= 2"))
 
 
 def _read_text(file: Path) -> str | None:
