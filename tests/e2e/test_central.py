@@ -49,7 +49,7 @@ def small(*overrides: str, clients: int = CLIENTS) -> ExperimentConfig:
         scenario_path("demo"),
         [
             f"data.clients={clients}",
-            "data.max_records=10",
+            "data.share=0.2",
             'lora.targets=["v_proj"]',
             "lora.rank=2",
             "train.local_steps=1",

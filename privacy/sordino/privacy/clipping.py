@@ -34,8 +34,8 @@ def clip_factors(norms: ArrayLike, clip_norm: float) -> NDArray[np.floating[Any]
     Raises:
         PlanError: `clip_norm` is not finite and positive.
 
-    >>> clip_factors([0.5, 2.0, 0.0, float("nan"), float("inf")], 1.0).tolist()
-    [1.0, 0.5, 1.0, 0.0, 0.0]
+    >>> clip_factors([0.5, 2.0, 0.0, -0.0, float("nan"), float("inf")], 1.0).tolist()
+    [1.0, 0.5, 1.0, 1.0, 0.0, 0.0]
     """
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise PlanError(expected("clip_norm", clip_norm, "finite and > 0"))
@@ -43,7 +43,7 @@ def clip_factors(norms: ArrayLike, clip_norm: float) -> NDArray[np.floating[Any]
     result_type = np.float32 if given.dtype == np.float32 else np.float64
     wide = given.astype(np.float64)
     usable = np.isfinite(wide) & (wide >= 0)
-    safe = np.where(usable, wide, 1.0)
+    safe = np.where(usable, np.abs(wide), 1.0)  # C over a zero of either sign is +inf
     with np.errstate(divide="ignore", over="ignore"):
         factors = np.minimum(1.0, clip_norm / safe).astype(result_type)
     # C/norm rounds to nearest, upwards half of the time: step down until the product is within C.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any, Final, NoReturn, Protocol, final
 
 import numpy as np
@@ -65,6 +66,7 @@ class _Steps:
         self._unclipped: int | None = None  # None: between steps
         self._size: int | None = None
         self._process = os.getpid()
+        self._thread: int | None = None  # the one that begins the first step
 
     def may_begin(self) -> None:
         self._check_process()
@@ -99,6 +101,9 @@ class _Steps:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise PlanError("a round can't go on in a forked process: noise would be drawn twice")
+        self._thread = self._thread or threading.get_ident()
+        if threading.get_ident() != self._thread:
+            raise PlanError("a round can't go on in another thread: noise might be drawn twice")
 
 
 @final
