@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import bench, budget, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import bench, budget, ca, claim, demo, doctor, ledger, models, policy, simulate
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(models.app, name="models")
+app.add_typer(ca.app, name="ca")
 
 
 def main() -> None:

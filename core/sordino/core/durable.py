@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 
@@ -66,15 +67,16 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_whole(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     """Write a file, its folder made if need be: a crash leaves the old one or the new one.
 
-    Text is written as UTF-8. Raises OSError if it can't be written; `path` is then as it was.
+    Text is written as UTF-8. `mode`, less the process' umask, is the file's from its first byte on:
+    0o600 for a secret. Raises OSError if it can't be written; `path` is then as it was.
     """
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("wb") as file:
+        with open(draft, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@
     ├── PlanError            2   a privacy plan is impossible, or was used against its terms
     ├── PolicyError          2   a device's policy can't be read or believed
     ├── PolicyRefusedError   1   the device's policy refuses a request
+    ├── TrustError           2   a key, certificate or address can't be had, or can't be believed
     ├── ClaimError           1   a claim that the ledger doesn't bear out, or can't be compared
     ├── LedgerError          1   the ledger can't be read, written or believed
     ├── ReportError          1   a report is impossible, or can't be read
@@ -67,6 +68,12 @@ class PolicyRefusedError(SordinoError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+
+
+class TrustError(SordinoError):
+    """A key, a certificate or an address can't be had, or can't be believed."""
+
+    exit_code = 2
 
 
 class ClaimError(SordinoError):

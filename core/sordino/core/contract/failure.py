@@ -54,17 +54,18 @@ REASONS: Final[dict[str, Reason]] = {
         "bad-manifest bad-number bad-settings bad-shape bad-text bad-value field-twice malformed "
         "missing-field too-long too-many truncated two-choices unknown-field unknown-value "
         "unknown-work unsorted-tensors wrong-adapter wrong-dtype wrong-hash wrong-kind "
-        "wrong-length wrong-receipt wrong-size wrong-type",
+        "wrong-key wrong-length wrong-receipt wrong-size wrong-type",
         "INVALID_ARGUMENT",
         "never",
     ),
     # Who asks.
-    **_all("bad-signature no-certificate wrong-device", "UNAUTHENTICATED", "never"),
+    **_all("bad-signature no-certificate old-tls", "UNAUTHENTICATED", "never"),
+    **_all("wrong-authority wrong-device", "UNAUTHENTICATED", "never"),
     **_all("wrong-body wrong-method", "UNAUTHENTICATED", "never"),
     **_all("clock-skew", "UNAUTHENTICATED", "signed-anew"),
     **_all("nonce-replayed", "UNAUTHENTICATED", "signed-anew"),
     **_all("bad-token certificate-expired token-used", "PERMISSION_DENIED", "never"),
-    **_all("certificate-revoked not-permitted", "PERMISSION_DENIED", "never"),
+    **_all("certificate-revoked not-permitted token-expired", "PERMISSION_DENIED", "never"),
     # What it is about.
     **_all("unknown-artefact unknown-device unknown-round", "NOT_FOUND", "never"),
     **_all("unknown-run unknown-task unknown-upload", "NOT_FOUND", "never"),
