@@ -173,8 +173,12 @@ def _begun(
         begin = max(begin, authority.certificate.not_valid_before_utc)
         end = min(end, authority.certificate.not_valid_after_utc)
         if end - begin < timedelta(milliseconds=2 * MAX_CLOCK_SKEW_MS):
-            ends = authority.certificate.not_valid_after_utc.isoformat()
-            raise TrustError(f"the fleet's authority ends on {ends}: make a new fleet")
+            good = authority.certificate
+            required = f"{good.not_valid_before_utc:%F} to {good.not_valid_after_utc:%F}"
+            raise TrustError(
+                f"the fleet's authority is good from {required}, and now is "
+                f"{from_unix_ms(now_unix_ms):%F}: set the clock, or make a new fleet"
+            )
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))
