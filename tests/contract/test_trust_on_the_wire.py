@@ -138,7 +138,7 @@ def test_streams_are_known_by_their_first_message(tmp_path: Path) -> None:
             await refused(push(silence(), timeout=10), "too-slow")
             assert len(at.past_the_door) == 1
 
-            for wait_ms, reason in ((1, ""), (2, "task-over"), (3, "internal")):
+            for wait_ms, reason in ((1, ""), (2, "task-over"), (3, "internal"), (4, "over-norm")):
                 body = fleet_pb2.PullTaskRequest(wait_ms=wait_ms)
                 stream = pull(contract.to_bytes(seal(who, body, PULL)), timeout=10)
                 assert await stream.read()

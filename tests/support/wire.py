@@ -14,6 +14,7 @@ import grpc
 
 from sordino.client.identity import Identity
 from sordino.core import contract
+from sordino.core.errors import ContractError, UpdateRejectedError
 from sordino.core.trust import private_pem, public_pem
 from sordino.protos.v1 import fleet_pb2
 from sordino.server import enroll
@@ -59,9 +60,11 @@ class Coordinator:
         still = fleet_pb2.StillHere(now_unix_ms=self.now)
         yield fleet_pb2.PullTaskResponse(still_here=still)
         if call.opened.body.wait_ms == 2:
-            raise contract_error("task-over")
+            raise ContractError("task-over", "so it is")
         if call.opened.body.wait_ms == 3:
             raise RuntimeError("a mistake of ours, with a /secret/path")
+        if call.opened.body.wait_ms == 4:
+            raise UpdateRejectedError("over-norm", "as the round's rules say")
 
     async def push(self, stream: StreamCall, context: Any) -> fleet_pb2.PushUpdateResponse:
         self.past_the_door.append(stream.call.peer.device_id)
@@ -69,12 +72,6 @@ class Coordinator:
         async for message in stream.rest:
             size += len(contract.from_bytes(message, fleet_pb2.PushUpdateRequest).chunk.data)
         return fleet_pb2.PushUpdateResponse(state=fleet_pb2.UPLOAD_STATE_ACCEPTED, offset=size)
-
-
-def contract_error(reason: str) -> Exception:
-    from sordino.core.errors import ContractError
-
-    return ContractError(reason, "so it is")
 
 
 @asynccontextmanager

@@ -8,7 +8,8 @@ the request's place:
 - a `StreamCall`, for a stream whose first message is signed;
 - the bytes, for a method that is open (`Enroll`).
 
-A `ContractError` from a method becomes its failure on the wire here too.
+An error from a method whose reason is one of the contract's words becomes that failure on the wire;
+any other is `internal`, and only the log says what it was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import grpc
 from cryptography import x509
 
 from sordino.core import contract
-from sordino.core.errors import ContractError
+from sordino.core.errors import ContractError, SordinoError
 from sordino.protos.v1 import fleet_pb2
 from sordino.server.enroll.calls import Call, authenticate
 from sordino.server.enroll.records import MembershipStore
@@ -157,9 +158,10 @@ class _Failing:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, (grpc.aio.AbortError, GeneratorExit)):
             return
-        if isinstance(error, ContractError):
+        reason = getattr(error, "reason", "")
+        if isinstance(error, SordinoError) and reason in contract.REASONS:
             _LOG.warning("%s refused: %s", self._method, error)
-            await self._abort(error.reason, str(error))
+            await self._abort(reason, str(error))
         elif isinstance(error, Exception):
             _LOG.error("%s failed", self._method, exc_info=error)
             await self._abort("internal", "the coordinator failed; its log says why")
