@@ -17,9 +17,8 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.contracts import make_hello
-from support.members import DAY, MINUTE, join, new_fleet, new_token
+from support.members import DAY, MINUTE, forged, join, new_fleet, new_token
 from support.wire import HELLO, SERVICE, Coordinator, call_by_hand, renew_server, serving
 
 from sordino.client import identity
@@ -166,13 +165,8 @@ def test_whom_tls_shuts_out(tmp_path: Path) -> None:
         ours = who.authorities
         nobody = identity.enrolment_credentials(ours[0])
         # The authority's own signature, under another fleet's name: its constraint forbids it.
-        uri = x509.UniformResourceIdentifier(f"sordino://{other.fleet}/device/d-0")
-        named = enroll.authority._leaf(
-            at.authority,
-            enroll.authority._begun(who.key.public_key(), "d-0", at.now, DAY, at.authority),
-            x509.SubjectAlternativeName([uri]),
-            ExtendedKeyUsageOID.CLIENT_AUTH,
-        )
+        uri = f"sordino://{other.fleet}/device/{who.device_id}"
+        named = forged(at.authority, who.certificates[0], who.key.public_key(), uri)
         for credentials in (
             channel_credentials(replace(who, certificates=(named,))),
             channel_credentials(replace(stranger, authorities=ours)),  # their authority
@@ -186,6 +180,10 @@ def test_whom_tls_shuts_out(tmp_path: Path) -> None:
         assert at.past_the_door == []
         # The open listener opens nothing but Enroll.
         await refused(say(at.enroll_port, nobody, HELLO, data), "no-certificate")
+        # Under the fleet's own name TLS takes it, and only the store knows better.
+        uri = f"sordino://{at.authority.fleet}/device/{who.device_id}"
+        named = forged(at.authority, who.certificates[0], who.key.public_key(), uri)
+        await refused(hello(at, replace(who, certificates=(named,))), "unknown-device")
         await hello(at, who)
 
     play(tmp_path, scenario)

@@ -156,3 +156,23 @@ def asked(token: str, request: bytes, name: str = "") -> fleet_pb2.EnrollRequest
 
 def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def forged(
+    authority: Authority, made: x509.Certificate, key: ec.EllipticCurvePublicKey, uri: str
+) -> x509.Certificate:
+    """What somebody with the authority's key can make of a certificate: another key and name."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(made.subject)
+        .issuer_name(made.issuer)
+        .public_key(key)
+        .serial_number(made.serial_number)
+        .not_valid_before(made.not_valid_before_utc)
+        .not_valid_after(made.not_valid_after_utc)
+    )
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    for extension in made.extensions:
+        ours = isinstance(extension.value, x509.SubjectAlternativeName)
+        builder = builder.add_extension(names if ours else extension.value, extension.critical)
+    return builder.sign(authority.key, hashes.SHA256())

@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from support.contracts import make_hello
-from support.members import DAY, MINUTE, NOW, TLS13, MemoryMembers, join, new_fleet, transport
+from support.members import (
+    DAY,
+    MINUTE,
+    NOW,
+    TLS13,
+    MemoryMembers,
+    forged,
+    join,
+    new_fleet,
+    new_key,
+    transport,
+)
 
 from sordino.client.identity import Identity
 from sordino.core import contract
 from sordino.core.errors import ContractError
-from sordino.core.trust import public_pem
+from sordino.core.trust import device_uri, public_pem
 from sordino.protos.v1 import common_pb2
 from sordino.server import enroll
 from sordino.server.enroll import Authority, Call, Transport
@@ -136,6 +147,14 @@ def test_a_signature_of_the_authority_is_not_enough(fleet: Fleet) -> None:
         lifetime_ms=DAY,
     )
     fleet.refuses("unknown-device", lambda: fleet.call(by=made))
+    # The thief reads a member's certificate off the wire, and makes the same for another key.
+    own, thief = fleet.device.certificates[0], replace(fleet.device, key=new_key())
+    uri = device_uri(fleet.authority.fleet, fleet.device.device_id)
+    made = forged(fleet.authority, own, thief.key.public_key(), uri)
+    fleet.refuses("unknown-device", lambda: fleet.call(fleet.signed(by=thief), by=made))
+    elsewhere = device_uri(new_fleet()[0].fleet, fleet.device.device_id)
+    made = forged(fleet.authority, own, fleet.device.key.public_key(), elsewhere)
+    fleet.refuses("wrong-device", lambda: fleet.call(by=made))
 
 
 def test_a_store_that_gives_a_serial_to_another_device(fleet: Fleet) -> None:
