@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import subprocess
@@ -272,7 +273,8 @@ asyncio.run(run())
 
 def test_a_coordinator_agrees_to_nothing_older(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ONLY_13, str(tmp_path / "ca")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert ran.stdout.split() == ["False", "False"], ran.stderr
 
 

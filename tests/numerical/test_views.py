@@ -10,11 +10,12 @@ from support.rounds import Still, mechanism, plan
 
 from sordino.client import train
 from sordino.client.batches import Batch, View, Viewed, views_of
+from sordino.client.budget import StepSize
 from sordino.client.lora import LoraAdapter
 from sordino.client.train import Observations, PlanOptimizer, backward
 from sordino.client.views import with_views
 from sordino.core.adapters import adapter_manifest, trained_manifest
-from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
+from sordino.core.config import LoraConfig, TrainConfig
 from sordino.privacy.noise import seeded_source
 
 C = 0.05
@@ -83,8 +84,8 @@ def clipped_sum(folder, records, micro_batch=8, clip_norm=C):
     optimizer = PlanOptimizer(inner, opened, Observations())
     before = {n: p.detach().clone() for n, p in trained.parameters.items()}
     opened.sample(len(records))
-    performance = PerformanceConfig(micro_batch=micro_batch)
-    train._step(tiny.decoder(), trained, optimizer, records, performance, torch.float64)
+    size = StepSize(tokens=0, recompute=False)
+    train._step(tiny.decoder(), trained, optimizer, records, micro_batch, size, torch.float64)
     moved = [(before[n] - p.detach()).flatten() for n, p in trained.parameters.items()]
     return torch.cat(moved) * DIVISOR
 
