@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sordino.client import device
 from sordino.client.bench import memory
 from sordino.client.bench.torch_memory import torch_peak
 from sordino.client.bench.workload import (
@@ -138,16 +139,16 @@ def test_a_mapped_file_is_found_by_its_name(tmp_path):
 def test_the_peak_of_resident_memory_begins_anew():
     if not memory.reset_peak():
         pytest.skip("this kernel doesn't let a process reset its peak")
-    before = memory.resident_mb("VmHWM")
+    before = device.resident_mb("VmHWM")
     held = np.ones(12_500_000)  # 100 MB
-    assert memory.resident_mb("VmHWM") - before == pytest.approx(100, abs=15)
+    assert device.resident_mb("VmHWM") - before == pytest.approx(100, abs=15)
     del held
     memory.reset_peak()
-    assert memory.resident_mb("VmHWM") - before < 50
+    assert device.resident_mb("VmHWM") - before < 50
 
 
 def test_what_the_kernel_does_not_say_is_none(tmp_path):
-    assert memory.resident_mb(status=tmp_path / "status") is None
+    assert device.resident_mb(status=tmp_path / "status") is None
     assert memory.reset_peak(tmp_path / "no folder" / "clear_refs") is False
 
 

@@ -1,4 +1,4 @@
-"""What a device can say of itself: here, the energy its processor has used."""
+"""What a device can say of itself: the energy its processor has used, a process' memory."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def energy_joules(root: Path = _RAPL) -> float | None:
         except (OSError, ValueError):
             return None
     return total
+
+
+def resident_mb(field: str = "VmRSS", status: Path = Path("/proc/self/status")) -> float | None:
+    """A memory field of a process: ``VmRSS`` now, ``VmHWM`` at its peak.
+
+    Not getrusage's peak: there, what the process was before it became this program counts.
+
+    Returns:
+        MB (10⁶ bytes); None where the kernel doesn't say.
+    """
+    try:
+        lines = status.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(found[0]) * 1024 / 1e6 if found else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sordino.client.device import energy_joules
+from sordino.client.device import energy_joules, resident_mb
 
 
 class Meter:
@@ -31,18 +30,6 @@ class Meter:
         return {"peak_rss_mb": self._peak_mb(), "joules": spent}
 
     def _peak_mb(self) -> float | None:
-        peaks = [peak for peak in map(_peak_kb, self._ids or [os.getpid()]) if peak is not None]
-        return max(peaks) * 1024 / 1e6 if peaks else None
-
-
-def _peak_kb(process_id: int) -> float | None:
-    if process_id == os.getpid():
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    try:
-        status = Path(f"/proc/{process_id}/status").read_text()
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return float(line.split()[1])
-    return None
+        files = [Path(f"/proc/{number}/status") for number in self._ids or [os.getpid()]]
+        peaks = [peak for file in files if (peak := resident_mb("VmHWM", file)) is not None]
+        return max(peaks, default=None)

@@ -9,20 +9,6 @@ from pathlib import Path
 HEAVY = ("transformers", "peft", "flwr", "gguf", "datasets", "accelerate")
 
 
-def resident_mb(field: str = "VmRSS", status: Path = Path("/proc/self/status")) -> float | None:
-    """A memory field of the process: ``VmRSS`` now, ``VmHWM`` at its peak.
-
-    Returns:
-        MB (10⁶ bytes); None where the kernel doesn't say.
-    """
-    try:
-        lines = status.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(found[0]) * 1024 / 1e6 if found else None
-
-
 def reset_peak(clear: Path = Path("/proc/self/clear_refs")) -> bool:
     """Begin a new peak of resident memory; False where the kernel doesn't let us."""
     try:

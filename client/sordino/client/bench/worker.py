@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sordino.client.bench.memory import heavy_modules, mapped_bytes, reset_peak, resident_mb
+from sordino.client.bench.memory import heavy_modules, mapped_bytes, reset_peak
 from sordino.client.bench.workload import (
     Stepper,
     Variant,
@@ -117,7 +117,8 @@ def switch_clients(times: bytes) -> bytes:
 def touch_base(workload: bytes, cache: bytes) -> None:
     """Map a base and read all of it."""
     from sordino.client.model.store import open_base, resolve_model  # noqa: PLC0415
-    from sordino.core.config import ModelConfig  # noqa: PLC0415
+    from sordino.client.device import resident_mb
+from sordino.core.config import ModelConfig  # noqa: PLC0415
 
     name = decode_workload(workload).model
     base = open_base(resolve_model(ModelConfig(name=name), Path(cache.decode())))
