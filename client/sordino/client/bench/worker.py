@@ -24,6 +24,7 @@ from sordino.client.bench.workload import (
     decode_variant,
     decode_workload,
 )
+from sordino.client.device import resident_mb
 
 Make = Callable[[Workload, Variant, Path], Stepper]
 
@@ -117,8 +118,7 @@ def switch_clients(times: bytes) -> bytes:
 def touch_base(workload: bytes, cache: bytes) -> None:
     """Map a base and read all of it."""
     from sordino.client.model.store import open_base, resolve_model  # noqa: PLC0415
-    from sordino.client.device import resident_mb
-from sordino.core.config import ModelConfig  # noqa: PLC0415
+    from sordino.core.config import ModelConfig  # noqa: PLC0415
 
     name = decode_workload(workload).model
     base = open_base(resolve_model(ModelConfig(name=name), Path(cache.decode())))
