@@ -1,0 +1,74 @@
+"""What a device does with a task: pull it, take it, or decline it."""
+
+from __future__ import annotations
+
+from sordino.core.errors import FleetError
+from sordino.server.fleet_rounds import devices
+from sordino.server.fleet_rounds.context import Fleet, require
+from sordino.server.fleet_rounds.endings import end_task
+from sordino.server.fleet_rounds.machine import move
+from sordino.server.store import Reader, Round, Task, Writer
+from sordino.server.store.records import UNFINISHED_TASKS
+
+
+def task_for(fleet: Fleet, device_id: str) -> Task | None:
+    """The device's unfinished task whose deadline is to come, the oldest first.
+
+    The same task for as long as it is unfinished, over restarts of either side.
+    """
+    with fleet.store.read() as rows:
+        found = rows.all(Task, order="deadline_ms", device_id=device_id, state=UNFINISHED_TASKS)
+    return next((task for task in found if task.deadline_ms > fleet.now_ms()), None)
+
+
+def task_of(rows: Reader, device_id: str, task_id: str) -> Task:
+    """A device's own task.
+
+    Raises:
+        FleetError: ``unknown-task``: there is none, or it is another device's.
+    """
+    task = require(rows, Task, task_id)
+    if task.device_id != device_id:
+        raise FleetError("unknown-task", f"there is no task {task_id} of this device")
+    return task
+
+
+def acknowledge(fleet: Fleet, device_id: str, task_id: str, plan_sha256: str) -> Task:
+    """Take a task: from here on the device may charge its ledger. Again: says how it stands.
+
+    Raises:
+        FleetError: ``unknown-task``; ``wrong-plan``: the device read another plan.
+    """
+    with fleet.store.write("acknowledge") as tx:
+        task = task_of(tx, device_id, task_id)
+        if task.state != "offered":
+            return task
+        if task.deadline_ms <= fleet.now_ms():
+            return end_task(tx, task, "expired", "round-over")
+        plan = require(tx, Round, task.run_id, task.round).plan
+        if plan_sha256 != plan:
+            raise FleetError("wrong-plan", f"expected plan_sha256 = {plan}, got {plan_sha256}")
+        return take(tx, task)
+
+
+def take(tx: Writer, task: Task) -> Task:
+    """Make an offered task taken; its round collects from then on."""
+    taking_round = require(tx, Round, task.run_id, task.round)
+    if taking_round.state == "open":
+        move(tx, taking_round, "collecting")
+    return move(tx, task, "taken")
+
+
+def decline(fleet: Fleet, device_id: str, task_id: str, reason: str) -> Task:
+    """Refuse a task for good. Only `internal` counts as a failure: an owner's no is none.
+
+    Raises:
+        FleetError: ``unknown-task``.
+    """
+    with fleet.store.write("decline") as tx:
+        task = task_of(tx, device_id, task_id)
+        if task.state not in UNFINISHED_TASKS:
+            return task
+        if reason == "internal":
+            devices.failed(fleet, tx, device_id)
+        return end_task(tx, task, "declined", reason)
