@@ -133,7 +133,7 @@ def get(made, kind, *key):
         return rows.find(kind, *key)
 
 
-def rows_of(made, kind, **equals):
+def rows_of(made, kind, /, **equals):
     with made.store.read() as rows:
         return rows.all(kind, **equals)
 

@@ -52,13 +52,14 @@ def no_hook(step: str) -> None:
 class Reader(Protocol):
     """A consistent view of all rows. Columns are named by the records' fields."""
 
-    def find(self, kind: type[RowT], *key: str | int) -> RowT | None:
+    def find(self, kind: type[RowT], /, *key: str | int) -> RowT | None:
         """The row of a key, if there is one."""
         ...
 
     def all(
         self,
         kind: type[RowT],
+        /,
         *,
         order: str = "",
         after: int | None = None,
@@ -76,15 +77,15 @@ class Reader(Protocol):
         """
         ...
 
-    def count(self, kind: type[Any], **equals: object) -> int:
+    def count(self, kind: type[Any], /, **equals: object) -> int:
         """How many rows `all` would give."""
         ...
 
-    def total(self, kind: type[Any], column: str, **equals: object) -> int:
+    def total(self, kind: type[Any], column: str, /, **equals: object) -> int:
         """The sum of a column over these rows."""
         ...
 
-    def largest(self, kind: type[Any], column: str, **equals: object) -> int:
+    def largest(self, kind: type[Any], column: str, /, **equals: object) -> int:
         """The largest value of a column over these rows, or 0."""
         ...
 
@@ -109,7 +110,7 @@ class Writer(Reader, Protocol):
         ...
 
     def remove(
-        self, kind: type[Any], *, below: tuple[str, int] | None = None, **equals: object
+        self, kind: type[Any], /, *, below: tuple[str, int] | None = None, **equals: object
     ) -> int:
         """Remove the rows with these values, and that column below that bound; say how many."""
         ...
@@ -203,7 +204,7 @@ class _Rows:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def find(self, kind: type[RowT], *key: str | int) -> RowT | None:
+    def find(self, kind: type[RowT], /, *key: str | int) -> RowT | None:
         columns = TABLES[kind].primary_key.columns.keys()
         found = self.all(kind, **dict(zip(columns, key, strict=True)))
         return found[0] if found else None
@@ -211,6 +212,7 @@ class _Rows:
     def all(
         self,
         kind: type[RowT],
+        /,
         *,
         order: str = "",
         after: int | None = None,
@@ -227,14 +229,14 @@ class _Rows:
         query = query.order_by(*table.primary_key.columns)
         return [kind(**row) for row in self._connection.execute(query).mappings()]
 
-    def count(self, kind: type[Any], **equals: object) -> int:
+    def count(self, kind: type[Any], /, **equals: object) -> int:
         query = select(func.count()).select_from(TABLES[kind]).where(*_where(kind, equals))
         return int(self._connection.execute(query).scalar_one())
 
-    def total(self, kind: type[Any], column: str, **equals: object) -> int:
+    def total(self, kind: type[Any], column: str, /, **equals: object) -> int:
         return self._one(kind, func.sum(TABLES[kind].c[column]), equals)
 
-    def largest(self, kind: type[Any], column: str, **equals: object) -> int:
+    def largest(self, kind: type[Any], column: str, /, **equals: object) -> int:
         return self._one(kind, func.max(TABLES[kind].c[column]), equals)
 
     def add(self, row: RowT) -> RowT:
@@ -250,7 +252,7 @@ class _Rows:
         return replace(row, **changes)  # type: ignore[type-var]
 
     def remove(
-        self, kind: type[Any], *, below: tuple[str, int] | None = None, **equals: object
+        self, kind: type[Any], /, *, below: tuple[str, int] | None = None, **equals: object
     ) -> int:
         table = TABLES[kind]
         conditions = _where(kind, equals)
