@@ -27,6 +27,7 @@ def test_every_room_is_importable_and_typed(room):
     [
         ("sordino.server.strategy", ("torch", "transformers", "peft", "opacus")),
         ("sordino.server.app", ("torch", "transformers", "peft", "opacus")),
+        ("sordino.server.fleet_rounds", ("torch", "flwr", "grpc")),
         ("sordino.server.report", ("torch", "transformers", "peft", "opacus", "flwr")),
         ("sordino.privacy.plan", ("torch", "flwr", "grpc")),
         ("sordino.core.contract", ("torch", "flwr", "grpc")),

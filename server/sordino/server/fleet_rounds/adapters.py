@@ -87,7 +87,7 @@ class AdapterWork:
             round_number=asked.round,
             plan=plan,
             trained=trained,
-            bound=aggregate.norm_bound(plan, self.train, trained.parameter_count),
+            bound=self._bound(asked, plan, trained),
         )
         if head and not signature_holds(head.public_key, head.receipt.ledger_head, head.signature):
             raise UpdateRejectedError("wrong-receipt", "its signature doesn't hold")
@@ -114,7 +114,7 @@ class AdapterWork:
         self, plan: AnyPlan, closed: Round, before: Tensors, updates: Iterable[Update]
     ) -> Tensors:
         trained = self._trained(closed)
-        bound = aggregate.norm_bound(plan, self.train, trained.parameter_count)
+        bound = self._bound(closed, plan, trained)
         total = aggregate.UpdateSum(trained, bound=bound, cohort=closed.asked)
         for update in updates:
             total.add(update.tensors)
@@ -141,6 +141,10 @@ class AdapterWork:
     def _adapter(self, data: bytes | None) -> Tensors:
         initial = adapters.initial_adapter(self.manifest, self.lora.init_seed)
         return initial if data is None else {**initial, **decode_adapter(data, Artefact.of(data))}
+
+    def _bound(self, asked: Round, plan: AnyPlan, trained: AdapterManifest) -> float:
+        size = trained.parameter_count
+        return aggregate.norm_bound(plan, self.train, size, round_number=asked.round)
 
     def _trained(self, asked: Round) -> AdapterManifest:
         return adapters.trained_manifest(self.manifest, self.lora.aggregation, asked.round)

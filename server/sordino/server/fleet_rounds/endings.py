@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sordino.server.fleet_rounds.machine import move
 from sordino.server.store import Task, Upload, Writer
 from sordino.server.store.records import UNFINISHED_TASKS, UNFINISHED_UPLOADS, TaskState
@@ -14,7 +16,7 @@ def end_task(tx: Writer, task: Task, state: TaskState, reason: str) -> Task:
     return move(tx, task, state, reason=reason)
 
 
-def cancel_tasks(tx: Writer, reason: str, **which: object) -> list[Task]:
+def cancel_tasks(tx: Writer, reason: str, **which: Any) -> list[Task]:
     """Cancel the unfinished ones of some tasks; their devices will be told the reason."""
     return [
         end_task(tx, task, "cancelled", reason)

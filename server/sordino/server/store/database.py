@@ -205,8 +205,9 @@ class _Rows:
         self._connection = connection
 
     def find(self, kind: type[RowT], /, *key: str | int) -> RowT | None:
-        columns = TABLES[kind].primary_key.columns.keys()
-        found = self.all(kind, **dict(zip(columns, key, strict=True)))
+        names = (column.name for column in TABLES[kind].primary_key.columns)
+        equals: dict[str, Any] = dict(zip(names, key, strict=True))
+        found = self.all(kind, **equals)
         return found[0] if found else None
 
     def all(

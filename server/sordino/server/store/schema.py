@@ -34,7 +34,7 @@ KEYS: Final[dict[type[Any], tuple[str, tuple[str, ...]]]] = {
 
 def _table(kind: type[Any], metadata: MetaData) -> Table:
     name, key = KEYS[kind]
-    columns = [
+    columns: list[Column[Any]] = [
         Column(
             field.name,
             _COLUMN_TYPES.get(str(field.type), Text),
