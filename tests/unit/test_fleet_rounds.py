@@ -408,6 +408,25 @@ def test_bytes_that_are_not_their_hash_are_refused(made, work, task):
     assert refusal(fr.finish_upload, made, work, upload.upload_id) == "wrong-hash"
 
 
+def test_bytes_that_trip_the_check_up_do_not_hold_the_round_up(made, work, clock, task):
+    assert refusal(fleets.send, made, work, task, b"[1, 2]") == "malformed"
+    clock.now += TIMEOUT_MS
+    assert fr.step(made, work, RUN).state == "failed"
+
+
+def test_trouble_of_this_machine_refuses_nobody(made, work, task):
+    def check(asked, data):
+        raise OSError("the disk")
+
+    data = fleets.update_of(task.device_id, 1)
+    honest, work.check = work.check, check
+    with pytest.raises(OSError, match="the disk"):
+        fleets.send(made, work, task, data)
+    work.check = honest
+    fr.recover(made, {RUN: work})
+    assert fleets.send(made, work, task, data).state == "accepted"
+
+
 def test_an_upload_that_came_whole_before_the_deadline_is_checked_before_the_round_closes(
     made, work, clock, task
 ):
@@ -507,7 +526,11 @@ def test_commands_that_are_refused_leave_nothing_behind(made, work, tmp_path):
     assert refusal(fr.start_run, made, "2", fleets.new_run(base)) == "run-exists"
     other = fleets.new_run("00" * 32, run_id="x")
     assert refusal(fr.start_run, made, "3", other) == "unknown-artefact"
-    assert refusal(fr.change_cohort, made, "4", RUN, 2, 0, 3) == "bad-value"
+    for cohort_extra_minimum in ((2, 0, 3), (2, -1, 1), (2, 0, 0)):
+        assert refusal(fr.change_cohort, made, "4", RUN, *cohort_extra_minimum) == "bad-value"
+    assert refusal(fr.start_run, made, "4", fleets.new_run(base, run_id="x", min_updates=9)) == (
+        "bad-value"
+    )
     assert refusal(fr.pause_run, made, "5", "nobody") == "unknown-run"
     assert refusal(fr.revoke_device, made, "6", "nobody", "") == "unknown-device"
     assert fleets.everything(made) == before
@@ -548,7 +571,7 @@ def test_garbage_goes_and_what_a_row_needs_stays(made, work, tmp_path):
     fr.advance(made, work, RUN)
     answer(made, work, cohort(made, 2)[0])
     made.artefacts.put(b"nobody's")
-    assert fr.collect_garbage(made) == 4  # three updates of round 1, and nobody's
+    assert fr.collect_garbage(made) == 1  # the updates of round 1 went with its end
     kinds = sorted(row.kind for row in rows_of(made, ArtefactRow))
     assert kinds == ["adapter", "base", "manifest", "plan", "update"]
     fr.check_artefacts(made)

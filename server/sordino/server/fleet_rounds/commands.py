@@ -61,7 +61,8 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
     """Start a run: its first round is planned by the next `step`.
 
     Raises:
-        FleetError: ``run-exists``; ``another-request``; ``unknown-artefact``: the base isn't kept.
+        FleetError: ``run-exists``; ``another-request``; ``bad-value``;
+            ``unknown-artefact``: the base isn't kept.
         WireError: A run can't have that name.
     """
     require_run_id(new.run_id)
@@ -69,6 +70,7 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
     def start(tx: Writer) -> Run:
         if tx.find(Run, new.run_id) is not None:
             raise FleetError("run-exists", f"there is a run {new.run_id}: choose another name")
+        _check_cohort(new.cohort, new.extra, new.min_updates)
         if tx.find(ArtefactRow, new.base) is None:
             raise FleetError("unknown-artefact", f"the base {new.base} isn't kept: keep it first")
         terms: dict[str, Any] = asdict(new)
@@ -157,9 +159,7 @@ def change_cohort(
             raise FleetError("cohort-fixed", "under central trust the cohort is the plan's")
         if run.state == "stopped":
             raise FleetError("run-over", "the run was stopped")
-        if not 1 <= min_updates <= cohort or extra < 0:
-            required = f"in 1..cohort ({cohort}), and extra >= 0"
-            raise FleetError("bad-value", expected("min_updates", min_updates, required))
+        _check_cohort(cohort, extra, min_updates)
         return tx.change(run, cohort=cohort, extra=extra, min_updates=min_updates)
 
     said = {"run_id": run_id, "cohort": cohort, "extra": extra, "min_updates": min_updates}
@@ -255,6 +255,14 @@ def _command(
             )
         )
         return done
+
+
+def _check_cohort(cohort: int, extra: int, min_updates: int) -> None:
+    if not 1 <= min_updates <= cohort:
+        required = f"in 1..cohort ({cohort})"
+        raise FleetError("bad-value", expected("min_updates", min_updates, required))
+    if extra < 0:
+        raise FleetError("bad-value", expected("extra", extra, ">= 0"))
 
 
 def _move(tx: Writer, run: Run, state: str, **changes: object) -> Run:

@@ -35,13 +35,16 @@ def step(
         return None
     match now.state:
         case "planned":
-            return rounds.open_round(fleet, work, run_id, now.round, among)
+            now = rounds.open_round(fleet, work, run_id, now.round, among)
         case "open" | "collecting":
-            return rounds.close_round(fleet, work, run_id, now.round)
+            now = rounds.close_round(fleet, work, run_id, now.round)
         case "closing":
-            return rounds.aggregate_round(fleet, work, run_id, now.round)
+            now = rounds.aggregate_round(fleet, work, run_id, now.round)
         case _:
-            return rounds.publish_round(fleet, run_id, now.round)
+            now = rounds.publish_round(fleet, run_id, now.round)
+    if now.state in FINAL_ROUNDS:
+        collect_garbage(fleet)
+    return now
 
 
 def advance(

@@ -10,7 +10,13 @@ import secrets
 from typing import Any
 
 from sordino.core.contract import Artefact, SignedHead
-from sordino.core.errors import ContractError, FleetError, UpdateRejectedError, expected
+from sordino.core.errors import (
+    ContractError,
+    FleetError,
+    SordinoError,
+    UpdateRejectedError,
+    expected,
+)
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
 from sordino.server.fleet_rounds.machine import move
@@ -125,11 +131,11 @@ class Stream:
             upload = require(tx, Upload, self.upload.upload_id)
             if upload.streams != self.upload.streams:
                 raise FleetError("superseded", "a newer stream of this upload goes on")
-            if upload.state != "open":
-                raise FleetError("task-over", f"the upload is {upload.state}")
-            upload = tx.change(upload, stored=self.received)
-            whole = self.received == upload.size
-            self.upload = move(tx, upload, "checking") if whole else upload
+            if _ended(upload).state == "open":
+                upload = tx.change(upload, stored=self.received)
+                if self.received == upload.size:
+                    upload = move(tx, upload, "checking")
+            self.upload = upload
         return self.upload
 
 
@@ -148,11 +154,8 @@ def finish_upload(fleet: Fleet, work: Work, upload_id: str) -> Upload:
         asked = require(rows, Round, task.run_id, task.round)
     if upload.state != "checking":
         return _ended(upload)
-    data = fleet.artefacts.read_upload(upload_id, upload.sha256)
     try:
-        if data is None:
-            raise UpdateRejectedError("wrong-hash", f"the bytes are not {upload.sha256}")
-        head = work.check(asked, data)
+        head = _check(fleet, work, asked, upload)
     except (ContractError, UpdateRejectedError) as error:
         _reject(fleet, upload, error.reason)
         fleet.artefacts.drop_upload(upload_id)
@@ -161,6 +164,20 @@ def finish_upload(fleet: Fleet, work: Work, upload_id: str) -> Upload:
         fleet.artefacts.take_upload(upload_id, upload.sha256)
         fleet.at("update:kept")
         return _ended(_accept(fleet, upload, head))
+
+
+def _check(fleet: Fleet, work: Work, asked: Round, upload: Upload) -> SignedHead | None:
+    """Hold a whole upload against its hash and its round."""
+    data = fleet.artefacts.read_upload(upload.upload_id, upload.sha256)
+    if data is None:
+        raise UpdateRejectedError("wrong-hash", f"the bytes are not {upload.sha256}")
+    try:
+        return work.check(asked, data)
+    except (SordinoError, OSError, MemoryError):  # a refusal, or this machine's own trouble
+        raise
+    except Exception as error:
+        # Bytes that trip the check up would hold their round up for good: they are refused too.
+        raise UpdateRejectedError("malformed", f"not to be checked: {error!r:.200}") from error
 
 
 def _accept(fleet: Fleet, upload: Upload, head: SignedHead | None) -> Upload:

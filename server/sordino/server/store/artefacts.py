@@ -119,7 +119,7 @@ class Artefacts:
     # --- uploads -------------------------------------------------------------------------------
 
     def begin_upload(self, upload_id: str, size: int) -> None:
-        """Make an upload's file and allot all of its disk, so that it can't run out later.
+        """Make an upload's file durably and allot all of its disk, so that it can't run out later.
 
         Raises:
             OSError: The disk has no room; nothing is left behind.
@@ -128,11 +128,13 @@ class Artefacts:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
+            os.fsync(fd)
         except OSError:
             path.unlink()
             raise
         finally:
             os.close(fd)
+        durable.sync_folder(self._partial)
 
     def write_upload(self, upload_id: str, offset: int, data: bytes) -> None:
         """Write a piece of an upload. It is durable after `sync_upload`."""
@@ -151,14 +153,13 @@ class Artefacts:
             os.fsync(fd)
         finally:
             os.close(fd)
-        durable.sync_folder(self._partial)
 
     def read_upload(self, upload_id: str, sha256: str) -> bytes | None:
         """The bytes of a whole upload, also once it was taken over; None: not what it should be."""
-        path = self._partial / upload_id
-        if not path.exists():
+        try:
+            data = (self._partial / upload_id).read_bytes()
+        except FileNotFoundError:
             return self.read(sha256) if self.has(sha256) else None
-        data = path.read_bytes()
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
     def take_upload(self, upload_id: str, sha256: str) -> None:
