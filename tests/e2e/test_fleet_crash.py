@@ -225,6 +225,23 @@ def test_without_a_kill_and_every_step_is_a_named_one(folder):
     assert {step for step, _ in KILLS} <= reached
 
 
+def test_counting_twice_and_losing_an_update_would_show(folder, monkeypatch):
+    honest = Powers.aggregate
+
+    def twice(self, closed, adapter, updates):
+        updates = list(updates)
+        return honest(self, closed, adapter, [*updates, updates[0]])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Powers, "aggregate", twice)  # a fork has it too
+        with pytest.raises(AssertionError):
+            run(folder, [])
+    told = Devices(None)
+    told.acknowledged = {("d3", 99)}
+    with pytest.raises(AssertionError, match="lost"):
+        check(folder, told)
+
+
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill[0]}-{kill[1]}")
 def test_a_kill_at_a_step(folder, kill):
     assert run(folder, [kill]) == 1
