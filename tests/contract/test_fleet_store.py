@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 from sqlalchemy import inspect
-from support import fleets, postgres
+from support import fleets
 from support.fleets import RUN, Clock, Powers, answer, rows_of
 
 from sordino.core.errors import StoreError
@@ -25,15 +25,6 @@ from sordino.server.store.migrations import MIGRATIONS, migrate
 from sordino.server.store.schema import KEYS, TABLES
 
 BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
-
-
-@pytest.fixture(scope="session")
-def databases():
-    reason = postgres.why_not()
-    if reason:
-        pytest.skip(reason)
-    with postgres.server() as database:
-        yield database
 
 
 @pytest.fixture(params=BACKENDS)

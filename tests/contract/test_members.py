@@ -1,17 +1,19 @@
-"""What every `MembershipStore` must do. A store joins by its name in `STORES`."""
+"""What every `MembershipStore` must do: in memory, in SQLite, and (marker `slow`) PostgreSQL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.members import DAY, NOW, MemoryMembers
 
+from sordino.server import fleet_rounds as fr
 from sordino.server.enroll import CertificateRecord, DeviceRecord, MembershipStore, TokenRecord
 
-STORES: dict[str, Callable[[], MembershipStore]] = {"memory": MemoryMembers}
+STORES = ["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
 TOKEN = TokenRecord(token_id="0a", verifier=b"v" * 32, label="kitchen", expires_at_unix_ms=NOW)
 DEVICE = DeviceRecord(device_id="d-1", display_name="Küche", enrolled_at_unix_ms=NOW)
@@ -21,8 +23,13 @@ FIRST = CertificateRecord(
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> MembershipStore:
-    return STORES[request.param]()
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MembershipStore]:
+    if request.param == "memory":
+        yield MemoryMembers()
+        return
+    url = request.getfixturevalue("databases")() if request.param == "postgresql" else None
+    with fr.open_fleet(tmp_path, url=url) as fleet:
+        yield fr.Members(fleet)
 
 
 def test_nothing_is_known_at_first(store: MembershipStore) -> None:

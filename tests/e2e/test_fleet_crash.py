@@ -20,7 +20,7 @@ from support import fleets
 from support.fleets import RUN, Clock, Powers, rows_of
 
 from sordino.core.contract import Artefact
-from sordino.core.errors import FleetError
+from sordino.core.errors import ContractError
 from sordino.server import fleet_rounds as fr
 from sordino.server.store import Accepted, Event, Round, Run, Task
 
@@ -97,7 +97,7 @@ def serve(folder, pipe, kill_at):
             name, args = pipe.recv()
             try:
                 pipe.send(("done", OPERATIONS[name](made, work, *args)))
-            except FleetError as error:
+            except ContractError as error:
                 pipe.send(("refused", error.reason))
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import fleets
 from support.fleets import RUN, TIMEOUT_MS, Clock, Powers, refusal, rows_of
 
-from sordino.core.errors import FleetError
+from sordino.core.errors import ContractError
 from sordino.server import fleet_rounds as fr
 from sordino.server.fleet_rounds.machine import MOVES
 from sordino.server.store import Accepted, Event, Round, Run, Task
@@ -55,7 +55,7 @@ class FleetMachine(RuleBasedStateMachine):
             return call(*args)
         except CrashError:
             self.restart()
-        except FleetError as error:
+        except ContractError as error:
             return error.reason
         finally:
             self.crash_at = ""

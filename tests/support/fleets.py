@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from sordino.core.contract import Artefact
-from sordino.core.errors import FleetError, UpdateRejectedError
+from sordino.core.errors import ContractError, UpdateRejectedError
 from sordino.server import fleet_rounds as fr
+from sordino.server.enroll import CertificateRecord, DeviceRecord, TokenRecord
 from sordino.server.store import Accepted, Device, Event, Round, Run, Task, Upload
 
 RUN = "run-1"
@@ -81,13 +82,17 @@ def fleet(folder, *, devices=0, clock=None, **settings):
 
 
 def enrol(made, count):
+    members = fr.Members(made)
     for number in range(count):
         name = f"d{number}"
-        with made.store.read() as rows:
-            known = rows.find(Device, name)
-        if known is None:
-            token = fr.make_token(made, valid_ms=1000)
-            fr.enrol(made, token, key_sha256=f"{number:064x}", device_id=name)
+        if members.device(name) is None:
+            token = TokenRecord(token_id=name, verifier=b"", label="", expires_at_unix_ms=1)
+            members.add_token(token)
+            device = DeviceRecord(device_id=name, display_name=name, enrolled_at_unix_ms=1)
+            certificate = CertificateRecord(
+                serial=name, device_id=name, key_sha256=name, der=b"", not_after_unix_ms=1
+            )
+            assert members.admit(name, device, certificate)
 
 
 def start(made, folder, **changes):
@@ -148,7 +153,7 @@ def refusal(call, *args, **kwargs):
     """The word with which a call is refused."""
     try:
         call(*args, **kwargs)
-    except FleetError as error:
+    except ContractError as error:
         return error.reason
     return ""
 

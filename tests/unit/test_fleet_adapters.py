@@ -2,11 +2,12 @@
 
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support import fleets
+from support.central import Still, make_central
 from support.federation import (
     LORA,
     MANIFEST,
@@ -19,23 +20,20 @@ from support.federation import (
     update_for,
 )
 from support.fleets import RUN, Clock, get, refusal, rows_of
-from support.rounds import Still
 
 from sordino.core import app as flower
 from sordino.core.contract import (
     Artefact,
     SignedHead,
     decode_adapter,
-    encode_adapter,
     encode_update,
 )
+from sordino.core.errors import PlanError
 from sordino.core.records import Receipt, Update
 from sordino.core.wire import encode_update as encode_for_flower
-from sordino.privacy.ledger import Ledger
 from sordino.privacy.ledger.keys import LedgerKey
-from sordino.privacy.plan import CentralPlan
 from sordino.server import fleet_rounds as fr
-from sordino.server.aggregate import apply_mean
+from sordino.server.release import Releases
 from sordino.server.store import Accepted, Head, Round, Run, Task
 from sordino.server.store.records import FINAL_ROUNDS
 
@@ -152,65 +150,15 @@ def test_updates_of_nothing_leave_an_adapter_all_the_same(tmp_path):
 # --- central trust: charge, draw, keep, write down, in this order and once -----------------------
 
 
-def central(**changes):
-    values = {
-        "run_id": RUN,
-        "rounds": 3,
-        "steps_per_round": TRAIN.local_steps,
-        "noise_multiplier": 1.0,
-        "clip_norm": 1.0,
-        "delta": 1e-6,
-        "population": 4,
-        "cohort": 4,
-        "sampling": "none",
-        "sampling_rate": 1.0,
-        "batch_rate": 0.5,
-        "batch_divisor": 4.0,
-    }
-    return CentralPlan(**{**values, **changes})
+class Counted(Still):
+    """Counts the draws of a round's noise, and draws something else each time."""
 
+    def __init__(self, draws, number):
+        self.draws, self.number = draws, number
 
-@dataclass
-class Settled:
-    state: str
-    adapter: dict
-
-
-class Kept:
-    """Releases over a real ledger: what is drawn is kept by hash before its release is written."""
-
-    def __init__(self, plan, folder, at, draws):
-        self.plan, self.folder, self.at, self.draws = plan, folder, at, draws
-        self.ledger = Ledger(folder / "ledger.db", "coordinator", at=at)
-
-    def settle(self, number, adapter):
-        standing = self.ledger.find(self.plan.run_id, number)
-        if standing is None or standing.state == "reserve":
-            return None
-        kept = list(self.folder.glob(f"{number}.*"))
-        if standing.state == "commit" and kept:
-            self.ledger.release(standing.number, kept[0].suffix[1:])
-        elif standing.state == "commit":
-            self.ledger.abandon(standing.number, "interrupted")
-        if not kept:
-            return Settled("abandoned", adapter)
-        data = kept[0].read_bytes()
-        return Settled("released", {**adapter, **decode_adapter(data, Artefact.of(data))})
-
-    def release(self, number, adapter, total):
-        charge = self.ledger.charge(self.plan.releases, number, "users")
-        self.draws.append(number)
-        after = apply_mean(adapter, total.release(charge, Still()))
-        self.at("release:drawn")
-        # A second draw would be other noise: no two releases of this double are alike.
-        for name in after:
-            after[name] = after[name] + np.float32(secrets.randbelow(1000) / 1000)
-        data = encode_adapter(after)
-        kept = Artefact.of(data)
-        (self.folder / f"{number}.{kept.sha256}").write_bytes(data)
-        self.at("release:kept")
-        self.ledger.release(charge.number, kept.sha256)
-        return after
+    def rounded_gaussian(self, size, scale):
+        self.draws.append(self.number)
+        return np.full(size, secrets.randbelow(1000), np.int64)
 
 
 class CrashError(BaseException):
@@ -219,14 +167,14 @@ class CrashError(BaseException):
 
 BEFORE = ["reserve:written", "reserve:durable", "commit:written"]
 LOST = ["commit:durable", "release:drawn"]
-KEPT = ["release:kept", "released:written", "released:durable", "adapter:made", "adapter:kept"]
+KEPT = ["release:kept", "released:written", "released:durable", "release:ready", "adapter:kept"]
 KEPT += ["aggregate-round:written", "aggregate-round:durable", "publish-round:written"]
 
 
 def first_round(made, work, plan, clock, folder):
     """Take the run through its first round, from wherever a crash left it."""
     if get(made, Run, RUN) is None:
-        start(made, folder, plan, min_updates=4)
+        start(made, folder, plan, cohort=4, min_updates=4)
     fr.advance(made, work, RUN)
     if get(made, Round, RUN, 1).state in FINAL_ROUNDS:
         return
@@ -240,49 +188,54 @@ def first_round(made, work, plan, clock, folder):
 
 @pytest.mark.parametrize("step", [*BEFORE, *LOST, *KEPT])
 def test_a_crash_under_central_trust_never_draws_twice(tmp_path, step):
-    plan, clock, draws, crashes = central(), Clock(), [], [step]
+    plan, clock, draws, crashes = make_central(), Clock(), [], [step]
     folder = tmp_path / "central"
-    folder.mkdir()
 
     def at(reached):
         if crashes and reached == crashes[0]:
             crashes.pop()
             raise CrashError(reached)
 
+    def source(purpose, number):
+        return Counted(draws, number)
+
+    def releasing(of):
+        return Releases(plan=of, folder=folder, source=source, at=at)
+
     for _ in range(2):  # the second time is after the crash
         with (
             suppress(CrashError),
             fleets.fleet(tmp_path, devices=4, clock=clock, at=at) as made,
         ):
-            work = work_of(made, releasing=lambda of: Kept(of, folder, at, draws))
+            work = work_of(made, releasing=releasing)
             first_round(made, work, plan, clock, tmp_path)
             first, second = (get(made, Round, RUN, number) for number in (1, 2))
             after = made.artefacts.read(first.adapter_after) if first.adapter_after else None
     assert crashes == []
     assert second.state == "open"  # the run goes on
     assert draws == ([] if step == "commit:durable" else [1])
-    standing = Ledger(folder / "ledger.db", "coordinator").find(RUN, 1)
-    kept = [path.read_bytes() for path in folder.glob("1.*")]
+    releases = releasing(plan)
+    settled = releases.settle(1, initial())
     if step in LOST:
         assert (first.state, first.reason) == ("failed", "release-lost")
-        assert (standing.state, kept, after) == ("abandoned", [], None)
+        assert (settled.state, after) == ("abandoned", None)
     else:
-        assert (first.state, standing.state) == ("published", "released")
-        assert standing.artefact == Artefact.of(kept[0]).sha256
-        made_of, released = (decode_adapter(data, Artefact.of(data)) for data in (after, *kept))
-        assert all((made_of[name] == released[name]).all() for name in released if name in made_of)
+        assert (first.state, settled.state) == ("published", "released")
+        published = {**initial(), **decode_adapter(after, Artefact.of(after))}
+        assert all((published[name] == settled.adapter[name]).all() for name in published)
+    assert releases.ledger.find(RUN, 1).state == settled.state
 
 
 def test_secret_coins_pick_the_cohort(tmp_path):
-    plan = central(sampling="poisson", sampling_rate=0.5, population=8, cohort=4)
+    plan = make_central(sampling="poisson", sampling_rate=0.5, population=8, cohort=4)
     with fleets.fleet(tmp_path, devices=8) as made:
-        start(made, tmp_path, plan)
-        all_heads = fr.AdapterWork(
-            read=made.artefacts.read, manifest=MANIFEST, lora=LORA, train=TRAIN, coins=Still
-        )
-        fr.advance(made, all_heads, RUN)
+        run = start(made, tmp_path, plan)
+        fixed = Releases(plan=plan, folder=tmp_path / "central", source=lambda *_: Still())
+        fr.advance(made, work_of(made, releasing=lambda of: fixed), RUN)
         assert len(rows_of(made, Task)) == 8
-        cohorts = {
-            tuple(work_of(made).choose(get(made, Run, RUN), 1, "abcdefgh", 8)) for _ in range(9)
-        }
+        secret = Releases(plan=plan, folder=tmp_path / "central")
+        work = work_of(made, releasing=lambda of: secret)
+        cohorts = {tuple(work.choose(run, 1, "abcdefgh", 8)) for _ in range(9)}
         assert len(cohorts) > 1
+        with pytest.raises(PlanError, match="releasing"):
+            work_of(made).choose(run, 1, "abcdefgh", 8)

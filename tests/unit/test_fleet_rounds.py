@@ -17,7 +17,6 @@ from sordino.server.fleet_rounds.machine import MOVES, move
 from sordino.server.store import (
     Accepted,
     ArtefactRow,
-    Certificate,
     Device,
     Event,
     Round,
@@ -231,52 +230,26 @@ def test_a_success_wipes_failures_out(made, work, tmp_path):
     assert get(made, Device, "d0").failures == 0
 
 
-def test_tokens_are_used_once_by_one_key(made, clock):
-    token = fr.make_token(made, valid_ms=10)
-    device = fr.enrol(made, token, key_sha256="a" * 64, name="pi")
-    assert fr.enrol(made, token, key_sha256="a" * 64) == device  # a retry
-    assert refusal(fr.enrol, made, token, key_sha256="b" * 64) == "token-used"
-    fr.seen(made, device.device_id)
-    assert refusal(fr.enrol, made, token, key_sha256="a" * 64) == "token-used"
-    late = fr.make_token(made, valid_ms=10)
-    clock.now += 10
-    assert refusal(fr.enrol, made, late, key_sha256="c" * 64) == "bad-token"
-    assert refusal(fr.enrol, made, "guess", key_sha256="c" * 64) == "bad-token"
-    with made.store.read() as rows:
-        assert token not in str(rows.all(Event))
-
-
-def test_certificates_end_and_are_revoked_and_two_are_good_at_once(made, clock, work, tmp_path):
-    for serial, end in (("01", 50), ("02", 500)):
-        row = Certificate(
-            serial=serial, device_id="d0", fingerprint=serial * 32, not_after_ms=clock.now + end
-        )
-        fr.add_certificate(made, row)
-        fr.add_certificate(made, row)
-    assert fr.check_certificate(made, "01" * 32).device_id == "d0"
-    clock.now += 50
-    assert refusal(fr.check_certificate, made, "01" * 32) == "certificate-expired"
-    assert fr.check_certificate(made, "02" * 32).device_id == "d0"
-    assert refusal(fr.check_certificate, made, "03" * 32) == "no-certificate"
+def test_who_is_gone_is_asked_no_more_and_has_no_task(made, work, tmp_path):
     fleets.start(made, tmp_path, cohort=5)
     fr.advance(made, work, RUN)
     revoked = fr.revoke_device(made, "r", "d0", "stolen")
     assert fr.revoke_device(made, "r", "d0", "stolen") == revoked
-    assert refusal(fr.check_certificate, made, "02" * 32) == "certificate-revoked"
-    assert fr.task_for(made, "d0") is None
-    assert refusal(fr.clear_device, made, "x", "d0") == "certificate-revoked"
+    assert fr.leave(made, "d1", "owner").state == "left"
     assert fr.leave(made, "d0").state == "revoked"
+    gone = [fr.Members(made).device(name) for name in ("d0", "d1")]
+    assert [device.revoked_because for device in gone] == ["stolen", "owner"]
+    assert fr.task_for(made, "d0") is fr.task_for(made, "d1") is None
+    assert refusal(fr.clear_device, made, "x", "d0") == "certificate-revoked"
+    assert fr.Members(made).revoke_device("d2", 5, "lost")
+    assert fr.task_for(made, "d2") is None
 
 
 def test_nonces_are_remembered_over_a_restart(tmp_path):
-    clock = Clock()
-    with fleets.fleet(tmp_path, devices=1, clock=clock) as made:
-        assert fr.use_nonce(made, "d0", "ab", "1" * 64)
-    with fleets.fleet(tmp_path, clock=clock) as made:
-        assert not fr.use_nonce(made, "d0", "ab", "1" * 64)
-        assert refusal(fr.use_nonce, made, "d0", "ab", "2" * 64) == "nonce-replayed"
-        clock.now += 1_200_000
-        assert fr.use_nonce(made, "d0", "ab", "2" * 64)
+    with fleets.fleet(tmp_path, devices=1) as made:
+        assert fr.Members(made).remember_nonce("d0", b"n", "1" * 64, 5) is None
+    with fleets.fleet(tmp_path) as made:
+        assert fr.Members(made).remember_nonce("d0", b"n", "2" * 64, 5) == "1" * 64
 
 
 def head(index, entry="ab"):
@@ -616,6 +589,6 @@ def test_no_transition_but_those_in_the_table(kind):
 
 def test_every_word_of_a_refusal_is_the_contracts():
     text = "".join(path.read_text() for path in Path(fr.__file__).parent.glob("*.py"))
-    words = set(re.findall(r'FleetError\(\s*"([a-z-]+)"', text))
+    words = set(re.findall(r'ContractError\(\s*"([a-z-]+)"', text))
     assert len(words) > 15
     assert words <= set(REASONS)

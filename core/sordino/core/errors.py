@@ -11,7 +11,6 @@
     ├── ClaimError           1   a claim that the ledger doesn't bear out, or can't be compared
     ├── LedgerError          1   the ledger can't be read, written or believed
     ├── StoreError           1   the coordinator's store can't be read, written or believed
-    ├── FleetError           1   the fleet's state doesn't allow a request, with a stable word
     ├── ReportError          1   a report is impossible, or can't be read
     ├── WireError            1   bytes or records are not the message they should be
     │   └── ContractError    1   the same on the fleet's contract, with a stable word
@@ -104,18 +103,6 @@ class ContractError(WireError):
 
 class StoreError(SordinoError):
     """The coordinator's store can't be read, written or believed."""
-
-
-class FleetError(SordinoError):
-    """The state of the fleet doesn't allow a request. Nothing was changed by it.
-
-    Attributes:
-        reason: A stable word that goes on the wire, for example ``"task-over"``.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason = reason
 
 
 class ReportError(SordinoError):

@@ -5,7 +5,7 @@ what a service does for its callers. Nothing here knows gRPC or Flower. docs/coo
 states, the transactions and what a restart does.
 """
 
-from sordino.server.fleet_rounds.adapters import AdapterWork, Releasing
+from sordino.server.fleet_rounds.adapters import AdapterWork
 from sordino.server.fleet_rounds.commands import (
     NewRun,
     add_rounds,
@@ -21,16 +21,11 @@ from sordino.server.fleet_rounds.commands import (
 )
 from sordino.server.fleet_rounds.context import Fleet, Limits, open_fleet
 from sordino.server.fleet_rounds.devices import (
-    add_certificate,
-    check_certificate,
-    enrol,
     hello,
     keep_head,
     last_head,
     leave,
-    make_token,
     seen,
-    use_nonce,
 )
 from sordino.server.fleet_rounds.loop import (
     advance,
@@ -39,6 +34,7 @@ from sordino.server.fleet_rounds.loop import (
     recover,
     step,
 )
+from sordino.server.fleet_rounds.members import Members
 from sordino.server.fleet_rounds.tasks import acknowledge, decline, task_for
 from sordino.server.fleet_rounds.uploads import Stream, finish_upload, offer_upload
 from sordino.server.fleet_rounds.work import Work
@@ -47,28 +43,24 @@ __all__ = [
     "AdapterWork",
     "Fleet",
     "Limits",
+    "Members",
     "NewRun",
-    "Releasing",
     "Stream",
     "Work",
     "acknowledge",
-    "add_certificate",
     "add_rounds",
     "advance",
     "change_cohort",
     "check_artefacts",
-    "check_certificate",
     "clear_device",
     "collect_garbage",
     "decline",
-    "enrol",
     "finish_upload",
     "hello",
     "keep_base",
     "keep_head",
     "last_head",
     "leave",
-    "make_token",
     "offer_upload",
     "open_fleet",
     "pause_run",
@@ -81,5 +73,4 @@ __all__ = [
     "step",
     "stop_run",
     "task_for",
-    "use_nonce",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from sordino.core import adapters
 from sordino.core.config import LoraConfig, TrainConfig
@@ -19,36 +18,10 @@ from sordino.core.contract import (
 from sordino.core.errors import PlanError, UpdateRejectedError
 from sordino.core.records import AdapterManifest, Tensors, Update
 from sordino.privacy.ledger.keys import signature_holds
-from sordino.privacy.noise import NoiseSource, system_source
-from sordino.privacy.plan import AnyPlan, CentralPlan, decode_plan, sample_users
+from sordino.privacy.plan import AnyPlan, CentralPlan, decode_plan
 from sordino.server import aggregate
+from sordino.server.release import Releases
 from sordino.server.store import Round, Run
-
-
-class Outcome(Protocol):
-    """What became of a round that was charged before."""
-
-    @property
-    def state(self) -> str:
-        """``released``, or ``abandoned``: nothing of it ever leaves."""
-        ...
-
-    @property
-    def adapter(self) -> Tensors:
-        """All tensors, as they are after the round."""
-        ...
-
-
-class Releasing(Protocol):
-    """The one way out of a round's sum under central trust, once for a charge, over restarts."""
-
-    def settle(self, round_number: int, adapter: Tensors) -> Outcome | None:
-        """Finish what a crash cut short; None: the round wasn't charged, and may begin."""
-        ...
-
-    def release(self, round_number: int, adapter: Tensors, total: aggregate.PrivateSum) -> Tensors:
-        """Charge the round, draw its noise, keep the result, write down its release; in order."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +33,22 @@ class AdapterWork:
         manifest: All tensors of the adapter.
         lora: The adapter's settings.
         train: The local optimizer.
-        releasing: Under central trust: the coordinator's ledger, noise and kept releases of a plan.
-        coins: Under central trust: what picks the users.
+        releasing: Under central trust: the coordinator's ledger, noise and kept releases of a plan;
+            the same folder for all plans of the run.
     """
 
     read: Callable[[str], bytes]
     manifest: AdapterManifest
     lora: LoraConfig
     train: TrainConfig
-    releasing: Callable[[CentralPlan], Releasing] | None = None
-    coins: Callable[[], NoiseSource] = system_source
+    releasing: Callable[[CentralPlan], Releases] | None = None
 
     def choose(self, run: Run, number: int, devices: Sequence[str], wanted: int) -> Sequence[str]:
         """See `Work.choose`: at random, or by the plan's secret coins."""
         plan = self._plan(run.plan)
         if isinstance(plan, CentralPlan):
-            return [devices[i] for i in sample_users(plan, len(devices), self.coins())]
+            asked = self._releases(plan).ask(number, range(len(devices)))
+            return [devices[index] for index in asked]
         return secrets.SystemRandom().sample(devices, min(wanted, len(devices)))
 
     def check(self, asked: Round, data: bytes) -> SignedHead | None:
@@ -123,16 +96,19 @@ class AdapterWork:
     def _release(
         self, plan: CentralPlan, closed: Round, before: Tensors, updates: Iterable[Update]
     ) -> Tensors | None:
-        if self.releasing is None:
-            raise PlanError("expected releasing for a central plan: it holds the ledger and noise")
-        releasing = self.releasing(plan)
-        settled = releasing.settle(closed.round, before)
+        releases = self._releases(plan)
+        settled = releases.settle(closed.round, before)
         if settled is not None:
             return settled.adapter if settled.state == "released" else None
         total = aggregate.PrivateSum(self._trained(closed), plan)
         for update in updates:
             total.add(update.tensors)
-        return releasing.release(closed.round, before, total)
+        return releases.release(closed.round, before, total)
+
+    def _releases(self, plan: CentralPlan) -> Releases:
+        if self.releasing is None:
+            raise PlanError("expected releasing for a central plan: it holds the ledger and noise")
+        return self.releasing(plan)
 
     def _decoded(self, closed: Round, data: bytes) -> Update:
         update, _ = decode_update(data, at_most=closed.max_answer_bytes)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sordino.core.errors import FleetError, expected
+from sordino.core.errors import ContractError, expected
 from sordino.core.records import require_run_id
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
@@ -61,7 +61,7 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
     """Start a run: its first round is planned by the next `step`.
 
     Raises:
-        FleetError: ``run-exists``; ``another-request``; ``bad-value``;
+        ContractError: ``run-exists``; ``another-request``; ``bad-value``;
             ``unknown-artefact``: the base isn't kept.
         WireError: A run can't have that name.
     """
@@ -69,10 +69,12 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
 
     def start(tx: Writer) -> Run:
         if tx.find(Run, new.run_id) is not None:
-            raise FleetError("run-exists", f"there is a run {new.run_id}: choose another name")
+            raise ContractError("run-exists", f"there is a run {new.run_id}: choose another name")
         _check_cohort(new.cohort, new.extra, new.min_updates)
         if tx.find(ArtefactRow, new.base) is None:
-            raise FleetError("unknown-artefact", f"the base {new.base} isn't kept: keep it first")
+            raise ContractError(
+                "unknown-artefact", f"the base {new.base} isn't kept: keep it first"
+            )
         terms: dict[str, Any] = asdict(new)
         terms |= {
             "plan": _keep(fleet, tx, new.plan, "plan"),
@@ -127,15 +129,15 @@ def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: 
         rounds: How many rounds it has in all, more than before.
 
     Raises:
-        FleetError: ``bad-value``: not more rounds; ``run-over``.
+        ContractError: ``bad-value``: not more rounds; ``run-over``.
     """
 
     def add(tx: Writer) -> Run:
         run = require(tx, Run, run_id)
         if rounds <= run.rounds_planned:
-            raise FleetError("bad-value", expected("rounds", rounds, f"> {run.rounds_planned}"))
+            raise ContractError("bad-value", expected("rounds", rounds, f"> {run.rounds_planned}"))
         if run.state == "stopped":
-            raise FleetError("run-over", "the run was stopped")
+            raise ContractError("run-over", "the run was stopped")
         run = tx.change(run, plan=_keep(fleet, tx, plan, "plan"), rounds_planned=rounds)
         return _move(tx, run, "running") if run.state == "done" else run
 
@@ -149,16 +151,16 @@ def change_cohort(
     """Change how many devices the rounds to come ask, and how many updates they need.
 
     Raises:
-        FleetError: ``cohort-fixed``: under central trust it is the plan's; ``bad-value``;
+        ContractError: ``cohort-fixed``: under central trust it is the plan's; ``bad-value``;
             ``run-over``.
     """
 
     def change(tx: Writer) -> Run:
         run = require(tx, Run, run_id)
         if run.trust == "central":
-            raise FleetError("cohort-fixed", "under central trust the cohort is the plan's")
+            raise ContractError("cohort-fixed", "under central trust the cohort is the plan's")
         if run.state == "stopped":
-            raise FleetError("run-over", "the run was stopped")
+            raise ContractError("run-over", "the run was stopped")
         _check_cohort(cohort, extra, min_updates)
         return tx.change(run, cohort=cohort, extra=extra, min_updates=min_updates)
 
@@ -172,7 +174,7 @@ def roll_back(fleet: Fleet, request_id: str, run_id: str, number: int) -> Run:
     The next round has the next number: nothing that was charged is given back.
 
     Raises:
-        FleetError: ``run-not-paused``: it runs, or a round is under way; ``unknown-round``: it
+        ContractError: ``run-not-paused``: it runs, or a round is under way; ``unknown-round``: it
             published no adapter.
     """
 
@@ -180,10 +182,10 @@ def roll_back(fleet: Fleet, request_id: str, run_id: str, number: int) -> Run:
         run = require(tx, Run, run_id)
         under_way = [r for r in tx.all(Round, run_id=run_id) if r.state not in FINAL_ROUNDS]
         if run.state != "paused" or any(each.state != "planned" for each in under_way):
-            raise FleetError("run-not-paused", "pause the run, and let its round come to an end")
+            raise ContractError("run-not-paused", "pause the run, and let its round come to an end")
         made = tx.find(Round, run_id, number) if number else None
         if number and (made is None or made.state != "published"):
-            raise FleetError("unknown-round", f"round {number} published no adapter")
+            raise ContractError("unknown-round", f"round {number} published no adapter")
         return tx.change(run, adapter=made.adapter_after if made else "")
 
     said = {"run_id": run_id, "round": number}
@@ -199,7 +201,7 @@ def revoke_device(fleet: Fleet, request_id: str, device_id: str, reason: str) ->
         "revoke-device",
         said,
         Device,
-        lambda tx: devices.dismiss(fleet, tx, device_id, "revoked"),
+        lambda tx: devices.dismiss(fleet, tx, device_id, "revoked", fleet.now_ms(), reason),
     )
 
 
@@ -209,7 +211,9 @@ def clear_device(fleet: Fleet, request_id: str, device_id: str) -> Device:
     def clear(tx: Writer) -> Device:
         device = require(tx, Device, device_id)
         if device.state in devices.GONE:
-            raise FleetError("certificate-revoked", f"the device is {device.state}, which is final")
+            raise ContractError(
+                "certificate-revoked", f"the device is {device.state}, which is final"
+            )
         return tx.change(device, state="active", failures=0, rests_until_ms=0)
 
     return _command(fleet, request_id, "clear-device", {"device_id": device_id}, Device, clear)
@@ -226,7 +230,7 @@ def _command(
     """Carry a command out once: the same id again gives the same answer.
 
     Raises:
-        FleetError: ``another-request``: the id was used for another command.
+        ContractError: ``another-request``: the id was used for another command.
     """
     words = json.dumps([kind, said], sort_keys=True).encode()
     digest = hashlib.sha256(words).hexdigest()
@@ -234,7 +238,7 @@ def _command(
         known = tx.find(Command, request_id)
         if known is not None:
             if known.command_sha256 != digest:
-                raise FleetError("another-request", f"{request_id} was another command's id")
+                raise ContractError("another-request", f"{request_id} was another command's id")
             return answer(**json.loads(known.answer))
         done = do(tx)
         tell(
@@ -260,14 +264,14 @@ def _command(
 def _check_cohort(cohort: int, extra: int, min_updates: int) -> None:
     if not 1 <= min_updates <= cohort:
         required = f"in 1..cohort ({cohort})"
-        raise FleetError("bad-value", expected("min_updates", min_updates, required))
+        raise ContractError("bad-value", expected("min_updates", min_updates, required))
     if extra < 0:
-        raise FleetError("bad-value", expected("extra", extra, ">= 0"))
+        raise ContractError("bad-value", expected("extra", extra, ">= 0"))
 
 
 def _move(tx: Writer, run: Run, state: str, **changes: object) -> Run:
     if run.state == "stopped" or (state == "paused" and run.state != "running"):
-        raise FleetError("run-over", f"the run is {run.state}")
+        raise ContractError("run-over", f"the run is {run.state}")
     return move(tx, run, state, **changes)
 
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from sordino.core import durable
 from sordino.core.contract import Artefact
-from sordino.core.errors import FleetError, StoreError, expected
+from sordino.core.errors import ContractError, StoreError, expected
 from sordino.server.store import (
     ArtefactRow,
     Artefacts,
@@ -50,7 +50,6 @@ class Limits:
         sync_bytes: An upload's bytes are made durable at least this often.
         failures: So many in a row, and a device rests.
         rest_ms: How long the first time; doubled with each further failure, up to a day.
-        nonce_ms: How long a nonce is remembered.
     """
 
     storage_bytes: int = 1 << 40
@@ -59,7 +58,6 @@ class Limits:
     sync_bytes: int = 1 << 24
     failures: int = 3
     rest_ms: int = 600_000
-    nonce_ms: int = 1_200_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -137,12 +135,12 @@ def require(tx: Reader, kind: type[RowT], *key: str | int) -> RowT:
     """The row of a key.
 
     Raises:
-        FleetError: ``unknown-run``, ``unknown-task``, ..: there is none.
+        ContractError: ``unknown-run``, ``unknown-task``, ..: there is none.
     """
     found = tx.find(kind, *key)
     if found is None:
         word = kind.__name__.lower()
-        raise FleetError(f"unknown-{word}", f"there is no {word} {'/'.join(map(str, key))}")
+        raise ContractError(f"unknown-{word}", f"there is no {word} {'/'.join(map(str, key))}")
     return found
 
 

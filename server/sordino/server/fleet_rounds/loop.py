@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 
-from sordino.core.errors import FleetError, StoreError
+from sordino.core.errors import ContractError, StoreError
 from sordino.server.fleet_rounds import rounds
 from sordino.server.fleet_rounds.context import Fleet, require
 from sordino.server.fleet_rounds.uploads import finish_upload
@@ -71,7 +71,7 @@ def recover(fleet: Fleet, work_of: Mapping[str, Work]) -> None:
         ]
     for upload_id, run_id in waiting:
         if run_id in work_of:
-            with suppress(FleetError):  # it was refused, which is written down
+            with suppress(ContractError):  # it was refused, which is written down
                 finish_upload(fleet, work_of[run_id], upload_id)
     collect_garbage(fleet)
 

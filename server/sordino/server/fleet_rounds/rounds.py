@@ -15,7 +15,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
-from sordino.core.errors import FleetError
+from sordino.core.errors import ContractError
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
 from sordino.server.fleet_rounds.endings import cancel_tasks, end_task
@@ -114,7 +114,7 @@ def close_round(fleet: Fleet, work: Work, run_id: str, number: int) -> Round:
     closing, checking = _close(fleet, run_id, number)
     while checking:
         for upload_id in checking:
-            with suppress(FleetError):  # it was refused, which is written down
+            with suppress(ContractError):  # it was refused, which is written down
                 finish_upload(fleet, work, upload_id)
         closing, checking = _close(fleet, run_id, number)
     return closing

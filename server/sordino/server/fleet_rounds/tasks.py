@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sordino.core.errors import FleetError
+from sordino.core.errors import ContractError
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, require
 from sordino.server.fleet_rounds.endings import end_task
@@ -25,11 +25,11 @@ def task_of(rows: Reader, device_id: str, task_id: str) -> Task:
     """A device's own task.
 
     Raises:
-        FleetError: ``unknown-task``: there is none, or it is another device's.
+        ContractError: ``unknown-task``: there is none, or it is another device's.
     """
     task = require(rows, Task, task_id)
     if task.device_id != device_id:
-        raise FleetError("unknown-task", f"there is no task {task_id} of this device")
+        raise ContractError("unknown-task", f"there is no task {task_id} of this device")
     return task
 
 
@@ -37,7 +37,7 @@ def acknowledge(fleet: Fleet, device_id: str, task_id: str, plan_sha256: str) ->
     """Take a task: from here on the device may charge its ledger. Again: says how it stands.
 
     Raises:
-        FleetError: ``unknown-task``; ``wrong-plan``: the device read another plan.
+        ContractError: ``unknown-task``; ``wrong-plan``: the device read another plan.
     """
     with fleet.store.write("acknowledge") as tx:
         task = task_of(tx, device_id, task_id)
@@ -47,7 +47,7 @@ def acknowledge(fleet: Fleet, device_id: str, task_id: str, plan_sha256: str) ->
             return end_task(tx, task, "expired", "round-over")
         plan = require(tx, Round, task.run_id, task.round).plan
         if plan_sha256 != plan:
-            raise FleetError("wrong-plan", f"expected plan_sha256 = {plan}, got {plan_sha256}")
+            raise ContractError("wrong-plan", f"expected plan_sha256 = {plan}, got {plan_sha256}")
         return take(tx, task)
 
 
@@ -63,7 +63,7 @@ def decline(fleet: Fleet, device_id: str, task_id: str, reason: str) -> Task:
     """Refuse a task for good. Only `internal` counts as a failure: an owner's no is none.
 
     Raises:
-        FleetError: ``unknown-task``.
+        ContractError: ``unknown-task``.
     """
     with fleet.store.write("decline") as tx:
         task = task_of(tx, device_id, task_id)

@@ -12,7 +12,6 @@ from typing import Any
 from sordino.core.contract import Artefact, SignedHead
 from sordino.core.errors import (
     ContractError,
-    FleetError,
     SordinoError,
     UpdateRejectedError,
     expected,
@@ -30,7 +29,7 @@ def offer_upload(fleet: Fleet, device_id: str, task_id: str, artefact: Artefact)
     """Announce an answer, or ask how it stands. Its disk is allotted before a byte comes.
 
     Raises:
-        FleetError: ``unknown-task``; ``task-over``; ``another-answer``: a task has one;
+        ContractError: ``unknown-task``; ``task-over``; ``another-answer``: a task has one;
             ``too-long``: beyond the task's limit; ``quota-full``, ``storage-full`` or
             ``too-many-uploads``: later perhaps.
     """
@@ -39,14 +38,14 @@ def offer_upload(fleet: Fleet, device_id: str, task_id: str, artefact: Artefact)
         known = tx.all(Upload, task_id=task_id)
         if known:
             if (known[0].sha256, known[0].size) != (artefact.sha256, artefact.size):
-                raise FleetError(
+                raise ContractError(
                     "another-answer", "a task has one answer: send the one that is kept"
                 )
             return known[0]
         _require_unfinished(fleet, task)
         limit = require(tx, Round, task.run_id, task.round).max_answer_bytes
         if artefact.size > limit:
-            raise FleetError("too-long", expected("size", artefact.size, f"<= {limit}"))
+            raise ContractError("too-long", expected("size", artefact.size, f"<= {limit}"))
         _require_room(fleet, tx, artefact.size)
         if task.state == "offered":
             take(tx, task)
@@ -62,7 +61,7 @@ def offer_upload(fleet: Fleet, device_id: str, task_id: str, artefact: Artefact)
         try:
             fleet.artefacts.begin_upload(upload.upload_id, upload.size)
         except OSError as error:
-            raise FleetError("storage-full", f"the disk refuses: {error.strerror}") from error
+            raise ContractError("storage-full", f"the disk refuses: {error.strerror}") from error
     return upload
 
 
@@ -77,8 +76,8 @@ class Stream:
         offset: Where its first piece begins.
 
     Raises:
-        FleetError: ``unknown-upload``; ``another-answer``; ``wrong-offset``: not where the stored
-            bytes end; ``task-over``.
+        ContractError: ``unknown-upload``; ``another-answer``; ``wrong-offset``: not where the
+            stored bytes end; ``task-over``.
     """
 
     def __init__(
@@ -88,11 +87,13 @@ class Stream:
         with fleet.store.write("begin-stream") as tx:
             upload = _upload_of(tx, device_id, upload_id)
             if (upload.sha256, upload.size) != (artefact.sha256, artefact.size):
-                raise FleetError("another-answer", "the upload was announced with another hash")
+                raise ContractError("another-answer", "the upload was announced with another hash")
             if upload.state == "open":
                 _require_unfinished(fleet, require(tx, Task, upload.task_id))
             if offset != upload.stored:
-                raise FleetError("wrong-offset", expected("offset", offset, f"= {upload.stored}"))
+                raise ContractError(
+                    "wrong-offset", expected("offset", offset, f"= {upload.stored}")
+                )
             self.upload = tx.change(upload, streams=upload.streams + 1)
         self.received = self.upload.stored
 
@@ -100,18 +101,18 @@ class Stream:
         """Take the next piece.
 
         Raises:
-            FleetError: ``wrong-offset``: a gap, an overlap, or beyond the announced size;
+            ContractError: ``wrong-offset``: a gap, an overlap, or beyond the announced size;
                 ``superseded``; ``task-over``; ``storage-full``.
         """
         if offset != self.received or offset + len(data) > self.upload.size:
             required = f"= {self.received}, and the piece within {self.upload.size} bytes"
-            raise FleetError("wrong-offset", expected("offset", offset, required))
+            raise ContractError("wrong-offset", expected("offset", offset, required))
         try:
             self._fleet.artefacts.write_upload(self.upload.upload_id, offset, data)
         except FileNotFoundError as error:
-            raise FleetError("task-over", "the upload was discarded") from error
+            raise ContractError("task-over", "the upload was discarded") from error
         except OSError as error:
-            raise FleetError("storage-full", f"the disk refuses: {error.strerror}") from error
+            raise ContractError("storage-full", f"the disk refuses: {error.strerror}") from error
         self.received += len(data)
         if self.received - self.upload.stored >= self._fleet.limits.sync_bytes:
             self.keep()
@@ -120,17 +121,17 @@ class Stream:
         """Make durable what came, at the end of a stream and now and then before it.
 
         Raises:
-            FleetError: ``superseded``: a newer stream is at it; ``task-over``.
+            ContractError: ``superseded``: a newer stream is at it; ``task-over``.
         """
         try:
             self._fleet.artefacts.sync_upload(self.upload.upload_id)
         except FileNotFoundError as error:
-            raise FleetError("task-over", "the upload was discarded") from error
+            raise ContractError("task-over", "the upload was discarded") from error
         self._fleet.at("upload:synced")
         with self._fleet.store.write("keep-upload") as tx:
             upload = require(tx, Upload, self.upload.upload_id)
             if upload.streams != self.upload.streams:
-                raise FleetError("superseded", "a newer stream of this upload goes on")
+                raise ContractError("superseded", "a newer stream of this upload goes on")
             if _ended(upload).state == "open":
                 upload = tx.change(upload, stored=self.received)
                 if self.received == upload.size:
@@ -146,7 +147,7 @@ def finish_upload(fleet: Fleet, work: Work, upload_id: str) -> Upload:
     finds in `checking`.
 
     Raises:
-        FleetError: ``unknown-upload``; ``task-over``; or the word for which it was rejected.
+        ContractError: ``unknown-upload``; ``task-over``; or the word for which it was rejected.
     """
     with fleet.store.read() as rows:
         upload = require(rows, Upload, upload_id)
@@ -159,7 +160,7 @@ def finish_upload(fleet: Fleet, work: Work, upload_id: str) -> Upload:
     except (ContractError, UpdateRejectedError) as error:
         _reject(fleet, upload, error.reason)
         fleet.artefacts.drop_upload(upload_id)
-        raise FleetError(error.reason, str(error)) from error
+        raise ContractError(error.reason, str(error)) from error
     with fleet.artefacts.lock:
         fleet.artefacts.take_upload(upload_id, upload.sha256)
         fleet.at("update:kept")
@@ -241,37 +242,39 @@ def _ended(upload: Upload) -> Upload:
     """How an upload stands, as its sender is told.
 
     Raises:
-        FleetError: It was rejected or discarded.
+        ContractError: It was rejected or discarded.
     """
     if upload.state == "rejected":
-        raise FleetError(upload.reason, "this answer was refused before")
+        raise ContractError(upload.reason, "this answer was refused before")
     if upload.state == "discarded":
-        raise FleetError("task-over", f"the upload was discarded: {upload.reason}")
+        raise ContractError("task-over", f"the upload was discarded: {upload.reason}")
     return upload
 
 
 def _upload_of(rows: Reader, device_id: str, upload_id: str) -> Upload:
     upload = require(rows, Upload, upload_id)
     if upload.device_id != device_id:
-        raise FleetError("unknown-upload", f"there is no upload {upload_id} of this device")
+        raise ContractError("unknown-upload", f"there is no upload {upload_id} of this device")
     return _ended(upload)
 
 
 def _require_unfinished(fleet: Fleet, task: Task) -> None:
     if task.state not in UNFINISHED_TASKS:
-        raise FleetError("task-over", f"the task is {task.state}: {task.reason or 'it has ended'}")
+        raise ContractError(
+            "task-over", f"the task is {task.state}: {task.reason or 'it has ended'}"
+        )
     if task.deadline_ms <= fleet.now_ms():
-        raise FleetError("task-over", "its deadline has passed")
+        raise ContractError("task-over", "its deadline has passed")
 
 
 def _require_room(fleet: Fleet, tx: Writer, size: int) -> None:
     """Refuse what would go beyond the coordinator's limits, before anything is allotted."""
     limits = fleet.limits
     if tx.count(Upload, state=UNFINISHED_UPLOADS) >= limits.uploads:
-        raise FleetError("too-many-uploads", f"{limits.uploads} are on their way")
+        raise ContractError("too-many-uploads", f"{limits.uploads} are on their way")
     used = tx.total(ArtefactRow, "size") + tx.total(Upload, "size", state=UNFINISHED_UPLOADS)
     if used + size > limits.storage_bytes:
         required = f"<= {limits.storage_bytes - used}"
-        raise FleetError("quota-full", expected("size", size, required))
+        raise ContractError("quota-full", expected("size", size, required))
     if fleet.artefacts.free_bytes() - limits.spare_bytes < size:
-        raise FleetError("storage-full", "the coordinator's disk is full")
+        raise ContractError("storage-full", "the coordinator's disk is full")

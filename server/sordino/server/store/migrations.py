@@ -42,7 +42,8 @@ _FIRST: Final = (
     "CREATE TABLE devices (device_id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL"
     " CHECK (state IN ('active', 'resting', 'suspect', 'revoked', 'left')), software TEXT NOT NULL,"
     " capabilities TEXT NOT NULL, failures {integer} NOT NULL, rests_until_ms {integer} NOT NULL,"
-    " last_seen_ms {integer} NOT NULL, enrolled_ms {integer} NOT NULL){strict}",
+    " last_seen_ms {integer} NOT NULL, enrolled_ms {integer} NOT NULL,"
+    " gone_ms {integer} NOT NULL, gone_because TEXT NOT NULL){strict}",
     "CREATE TABLE tasks (task_id TEXT PRIMARY KEY, run_id TEXT NOT NULL, round {integer} NOT NULL,"
     " device_id TEXT NOT NULL REFERENCES devices, state TEXT NOT NULL CHECK (state IN ('offered',"
     " 'taken', 'answered', 'rejected', 'declined', 'expired', 'cancelled')),"
@@ -62,12 +63,13 @@ _FIRST: Final = (
     " entry_sha256 TEXT NOT NULL, public_key TEXT NOT NULL, signature TEXT NOT NULL,"
     " PRIMARY KEY (run_id, round, device_id),"
     " FOREIGN KEY (run_id, round) REFERENCES rounds){strict}",
-    "CREATE TABLE certificates (serial TEXT PRIMARY KEY,"
-    " device_id TEXT NOT NULL REFERENCES devices, fingerprint TEXT NOT NULL UNIQUE,"
-    " not_after_ms {integer} NOT NULL, revoked_ms {integer} NOT NULL){strict}",
-    "CREATE TABLE tokens (token_sha256 TEXT PRIMARY KEY, made_ms {integer} NOT NULL,"
-    " expires_ms {integer} NOT NULL, used_ms {integer} NOT NULL, key_sha256 TEXT NOT NULL,"
-    " device_id TEXT NOT NULL){strict}",
+    "CREATE TABLE certificates (serial TEXT PRIMARY KEY, number {integer} NOT NULL UNIQUE,"
+    " device_id TEXT NOT NULL REFERENCES devices, key_sha256 TEXT NOT NULL, der TEXT NOT NULL,"
+    " not_after_ms {integer} NOT NULL, used {integer} NOT NULL CHECK (used IN (0, 1))){strict}",
+    "CREATE INDEX certificates_of_device ON certificates (device_id)",
+    "CREATE INDEX certificates_of_key ON certificates (key_sha256)",
+    "CREATE TABLE tokens (token_id TEXT PRIMARY KEY, verifier TEXT NOT NULL, label TEXT NOT NULL,"
+    " expires_ms {integer} NOT NULL, device_id TEXT NOT NULL){strict}",
     "CREATE TABLE nonces (device_id TEXT NOT NULL REFERENCES devices, nonce TEXT NOT NULL,"
     " statement_sha256 TEXT NOT NULL, expires_ms {integer} NOT NULL,"
     " PRIMARY KEY (device_id, nonce)){strict}",

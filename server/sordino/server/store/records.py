@@ -168,10 +168,10 @@ class Accepted:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A member of the fleet.
+    """A member of the fleet, or one that was.
 
     `resting`: after `failures` in a row, not asked before `rests_until_ms`. `suspect`: its ledger
-    fell behind a head that it had. `revoked` and `left` are final.
+    fell behind a head that it had. `revoked` and `left` are final: when and why is in the last two.
     """
 
     device_id: str
@@ -183,28 +183,31 @@ class Device:
     rests_until_ms: int = 0
     last_seen_ms: int = 0
     enrolled_ms: int
+    gone_ms: int = 0
+    gone_because: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """A device's certificate, by serial number (hex). After a renewal two are good for a while."""
+    """A device's certificate, by serial number; `number` counts them in the order of issue."""
 
     serial: str
+    number: int
     device_id: str
-    fingerprint: str
+    key_sha256: str
+    der: str
     not_after_ms: int
-    revoked_ms: int = 0
+    used: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A one-time token of enrolment: its hash alone is known. Once used, it is bound to a key."""
+    """A one-time token of enrolment: a hash of it alone is known. Used: whom it admitted."""
 
-    token_sha256: str
-    made_ms: int
+    token_id: str
+    verifier: str
+    label: str
     expires_ms: int
-    used_ms: int = 0
-    key_sha256: str = ""
     device_id: str = ""
 
 

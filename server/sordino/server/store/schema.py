@@ -23,7 +23,7 @@ KEYS: Final[dict[type[Any], tuple[str, tuple[str, ...]]]] = {
     records.Accepted: ("accepted", ("run_id", "round", "device_id")),
     records.Device: ("devices", ("device_id",)),
     records.Certificate: ("certificates", ("serial",)),
-    records.Token: ("tokens", ("token_sha256",)),
+    records.Token: ("tokens", ("token_id",)),
     records.Nonce: ("nonces", ("device_id", "nonce")),
     records.Event: ("events", ("number",)),
     records.Command: ("commands", ("request_id",)),
