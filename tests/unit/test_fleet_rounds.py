@@ -9,7 +9,7 @@ from support import fleets
 from support.fleets import RUN, TIMEOUT_MS, Clock, Powers, answer, get, refusal, rows_of
 
 from sordino.core.contract import REASONS, Artefact, SignedHead
-from sordino.core.errors import StoreError
+from sordino.core.errors import ConfigError, StoreError
 from sordino.core.records import Receipt
 from sordino.server import fleet_rounds as fr
 from sordino.server.fleet_rounds import devices
@@ -342,6 +342,24 @@ def test_only_so_many_uploads_at_once(tmp_path):
         fr.advance(made, Powers(), RUN)
         offer(made, fleets.take(made, "d0"))
         assert refusal(offer, made, fleets.take(made, "d1")) == "too-many-uploads"
+
+
+def test_a_device_fetches_what_its_tasks_name_and_nothing_else(made, work, tmp_path):
+    run = fleets.start(made, tmp_path)
+    finish_round(made, work, 1)
+    fr.advance(made, work, RUN)
+    adapter, one = get(made, Run, RUN).adapter, cohort(made, 2)[0]
+    names = {row.sha256: row.kind for row in rows_of(made, ArtefactRow)}
+    allowed = [name for name in names if not refusal(fr.may_fetch, made, one, name)]
+    assert sorted(allowed) == sorted([run.base, run.manifest, adapter])
+    idle = next(name for name in ("d0", "d1", "d2", "d3", "d4") if name not in cohort(made, 2))
+    for name in (*names, "", "ab" * 32):
+        assert refusal(fr.may_fetch, made, idle, name) == "unknown-artefact"
+
+
+def test_limits_are_positive():
+    with pytest.raises(ConfigError, match="uploads"):
+        fr.Limits(uploads=0)
 
 
 def test_another_devices_task_and_upload_are_unknown(made, task):

@@ -35,7 +35,7 @@ from sordino.server.fleet_rounds.loop import (
     step,
 )
 from sordino.server.fleet_rounds.members import Members
-from sordino.server.fleet_rounds.tasks import acknowledge, decline, task_for
+from sordino.server.fleet_rounds.tasks import acknowledge, decline, may_fetch, task_for
 from sordino.server.fleet_rounds.uploads import Stream, finish_upload, offer_upload
 from sordino.server.fleet_rounds.work import Work
 
@@ -61,6 +61,7 @@ __all__ = [
     "keep_head",
     "last_head",
     "leave",
+    "may_fetch",
     "offer_upload",
     "open_fleet",
     "pause_run",

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from sordino.core import durable
 from sordino.core.contract import Artefact
-from sordino.core.errors import ContractError, StoreError, expected
+from sordino.core.errors import ConfigError, ContractError, StoreError, expected
 from sordino.server.store import (
     ArtefactRow,
     Artefacts,
@@ -36,7 +36,7 @@ from sordino.server.store.records import ArtefactKind
 DATABASE: Final = "coordinator.db"
 LOCK: Final = "coordinator.lock"
 
-RowT = TypeVar("RowT", Run, Round, Task, Upload, Device)
+RowT = TypeVar("RowT", Run, Round, Task, Upload, Device, ArtefactRow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0 or (value == 0 and name != "spare_bytes"):
-                raise StoreError(expected(name, value, "> 0"))
+                raise ConfigError(expected(name, value, "> 0"))
 
 
 def _now_ms() -> int:
@@ -139,7 +139,7 @@ def require(tx: Reader, kind: type[RowT], *key: str | int) -> RowT:
     """
     found = tx.find(kind, *key)
     if found is None:
-        word = kind.__name__.lower()
+        word = kind.__name__.lower().removesuffix("row")
         raise ContractError(f"unknown-{word}", f"there is no {word} {'/'.join(map(str, key))}")
     return found
 

@@ -7,7 +7,7 @@ from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, require
 from sordino.server.fleet_rounds.endings import end_task
 from sordino.server.fleet_rounds.machine import move
-from sordino.server.store import Reader, Round, Task, Writer
+from sordino.server.store import ArtefactRow, Reader, Round, Run, Task, Writer
 from sordino.server.store.records import UNFINISHED_TASKS
 
 
@@ -19,6 +19,21 @@ def task_for(fleet: Fleet, device_id: str) -> Task | None:
     with fleet.store.read() as rows:
         found = rows.all(Task, order="deadline_ms", device_id=device_id, state=UNFINISHED_TASKS)
     return next((task for task in found if task.deadline_ms > fleet.now_ms()), None)
+
+
+def may_fetch(fleet: Fleet, device_id: str, sha256: str) -> ArtefactRow:
+    """An artefact that one of the device's unfinished tasks names: base, manifest or adapter.
+
+    Raises:
+        ContractError: ``unknown-artefact``: there is none, or it is none of this device's business.
+    """
+    with fleet.store.read() as rows:
+        for task in rows.all(Task, device_id=device_id, state=UNFINISHED_TASKS):
+            run = require(rows, Run, task.run_id)
+            before = require(rows, Round, task.run_id, task.round).adapter_before
+            if sha256 in (run.base, run.manifest, before) and sha256:
+                return require(rows, ArtefactRow, sha256)
+    raise ContractError("unknown-artefact", f"no task of this device names {sha256}")
 
 
 def task_of(rows: Reader, device_id: str, task_id: str) -> Task:
