@@ -69,7 +69,7 @@ def open_round(
         run = require(tx, Run, run_id)
         if opening.state != "planned" or run.state != "running":
             return opening
-        ready = devices.at_hand(fleet, tx)
+        ready = sorted(devices.at_hand(fleet, tx))
         if among is not None:
             ready = [name for name in ready if name in among]
         private = run.trust == "central"  # no count may show in what happens
@@ -132,9 +132,10 @@ def _close(fleet: Fleet, run_id: str, number: int) -> tuple[Round, list[str]]:
         over = now >= closing.deadline_ms
         if late and not over and not 0 < closing.cohort <= accepted:
             return closing, []
-        checking = tx.all(Upload, state="checking", task_id=tuple(task.task_id for task in late))
-        if checking:
-            return closing, [upload.upload_id for upload in checking]
+        names = {task.task_id for task in late}
+        whole = [row for row in tx.all(Upload, state="checking") if row.task_id in names]
+        if whole:
+            return closing, [upload.upload_id for upload in whole]
         for task in late:
             end_task(tx, task, "expired" if over else "cancelled", "round-over")
             if over:
@@ -149,10 +150,11 @@ def aggregate_round(fleet: Fleet, work: Work, run_id: str, number: int) -> Round
     """Make the next adapter of what was accepted, and keep it under its hash."""
     with fleet.store.read() as rows:
         closed = require(rows, Round, run_id, number)
-        accepted = rows.all(Accepted, order="device_id", run_id=run_id, round=number)
+        accepted = rows.all(Accepted, run_id=run_id, round=number)
     if closed.state != "closing":
         return closed
     before = fleet.artefacts.read(closed.adapter_before) if closed.adapter_before else None
+    accepted.sort(key=lambda row: row.device_id)  # databases differ in how they sort words
     updates = (fleet.artefacts.read(row.sha256) for row in accepted)
     adapter = work.aggregate(closed, before, updates)
     fleet.at("adapter:made")
