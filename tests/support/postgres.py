@@ -1,4 +1,4 @@
-"""A PostgreSQL server for one test session, from Debian's packages, on a socket of its own."""
+"""A PostgreSQL server for a run of the tests, from Debian's packages, on a socket of its own."""
 
 import os
 import pwd
