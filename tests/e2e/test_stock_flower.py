@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 import sordino.client.model
 from sordino.core import adapters
-from sordino.core.config import LoraConfig
+from sordino.core.config import resolve_experiment
 from sordino.privacy.ledger import read_charges
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -176,7 +176,9 @@ def test_stock_flower_runs_the_same_apps(federation: Federation, tmp_path: Path)
 
 def check_adapter(folder: Path) -> None:
     architecture = json.loads((POCKET / "config.json").read_text())
-    manifest = adapters.adapter_manifest(architecture, LoraConfig())
+    # What the app's configuration leaves open is what suits the base.
+    lora = resolve_experiment({"lora": {"rank": 8, "alpha": 16.0}}).lora
+    manifest = adapters.adapter_manifest(architecture, lora)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert set(tensors) == set(manifest.names)
     initial = adapters.initial_adapter(manifest, 0)
