@@ -299,7 +299,11 @@ def test_a_killed_coordinator_serves_again_within_five_seconds(folder):
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, folder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert json.loads(done.stdout) == [101, "open"]
