@@ -98,7 +98,8 @@ def test_the_first_choice_is_the_largest_logit_over_all_tiles(monkeypatch):
     hidden = torch.randn(50, head.columns, generator=torch.Generator().manual_seed(0))
     expected = (hidden @ head.tile(0, head.rows, hidden.dtype).t()).argmax(1)
     for tile in (7, 101, 8192):
-        monkeypatch.setattr("sordino.client.measure.TILE", tile)
+        size = tile * len(hidden) * hidden.element_size()
+        monkeypatch.setattr("sordino.client.model.loss.LOGITS_BYTES", size)
         assert torch.equal(first_choices(hidden, head), expected)
 
 

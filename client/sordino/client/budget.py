@@ -93,24 +93,21 @@ def step_cost(arch: Architecture, rank: int, trained: int) -> StepCost:
     )
 
 
-def step_size(
-    cost: StepCost, longest: int, performance: PerformanceConfig, records: int | None = None
-) -> StepSize:
+def step_size(cost: StepCost, longest: int, performance: PerformanceConfig) -> StepSize:
     """Choose the fastest way that stays within the budget: as much at once as fits.
 
     Args:
         cost: Of the model and adapter.
         longest: Tokens of the longest record, over all its views.
-        performance: Its `memory_mb`; 0: nothing is chosen, and `checkpoint` holds.
-        records: The most records at once; None: `performance.micro_batch`.
+        performance: Its `memory_mb`; 0: nothing is chosen, and `checkpoint` holds. Its
+            `micro_batch`: the most records at once.
     """
     if not performance.memory_mb:
         return StepSize(0, performance.checkpoint)
     budget = performance.memory_mb * MB
     longest = max(longest, 1)
-    most = records or performance.micro_batch
     for recompute in [True] if performance.checkpoint else [False, True]:
-        for together in range(most, 0, -1):
+        for together in range(performance.micro_batch, 0, -1):
             peak = max(cost.peak(together * longest, together, recompute=recompute), cost.release)
             if peak <= budget:
                 return StepSize(together * longest, recompute, peak)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor
 from sordino.client.batches import Tokens, make_batch
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder
+from sordino.client.model.loss import logit_tiles
 from sordino.client.model.matrices import Matrix
 from sordino.client.train import evaluate
 from sordino.core.errors import PlanError, expected
-
-TILE: Final = 8192  # rows of the vocabulary whose logits are made at once
 
 
 def record_values(
@@ -78,9 +76,8 @@ def first_choices(hidden: Tensor, head: Matrix) -> Tensor:
     """
     best = hidden.new_full((hidden.shape[0],), -torch.inf)
     choice = torch.zeros(hidden.shape[0], dtype=torch.int64)
-    for start in range(0, head.rows, TILE):
-        stop = min(start + TILE, head.rows)
-        value, index = (hidden @ head.tile(start, stop, hidden.dtype).t()).max(dim=1)
+    for start, _, logits in logit_tiles(hidden, head):
+        value, index = logits.max(dim=1)
         better = value > best
         best = torch.where(better, value, best)
         choice = torch.where(better, index + start, choice)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sordino.client.generation.cache import Attention, KvCache, OneEach, Segment, Several, rotate_
 from sordino.client.generation.model import GenerationModel, Layer
 from sordino.client.model.architecture import Architecture
-from sordino.client.model.parts import Activation
-
-_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
+from sordino.client.model.elementwise import activate
 
 
 def forward_segments(
@@ -108,9 +100,9 @@ class _Tokens:
         return layer.o(mixed)
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        activation = _ACTIVATIONS[self.arch.parts.activation]
+        name = self.arch.parts.activation
         up = layer.up(x)
         if "gate" not in self.arch.family.linears:
-            return layer.down(activation(up))
+            return layer.down(activate(name, up))
         gate, up = up.chunk(2, dim=1)
-        return layer.down(activation(gate).mul_(up))
+        return layer.down(activate(name, gate).mul_(up))

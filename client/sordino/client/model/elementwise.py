@@ -121,7 +121,7 @@ class Activated:
     def output(self, shared: Shared) -> Tensor:
         """The activated input."""
         (up,) = shared
-        return _activate(self.name, up)
+        return activate(self.name, up)
 
     def back(self, shared: Shared, grad: Tensor) -> tuple[Tensor, ...]:
         """The gradient of the input."""
@@ -138,7 +138,7 @@ class Gated:
     def shared(self, *inputs: Tensor) -> Shared:
         """Gate, up, and the activated gate."""
         gate, up = inputs
-        return gate, up, _activate(self.name, gate)
+        return gate, up, activate(self.name, gate)
 
     def output(self, shared: Shared) -> Tensor:
         """The product."""
@@ -152,7 +152,8 @@ class Gated:
         return _slope(self.name, gate, grad.mul_(up)), of_up
 
 
-def _activate(name: Activation, x: Tensor) -> Tensor:
+def activate(name: Activation, x: Tensor) -> Tensor:
+    """The activation itself."""
     return F.silu(x) if name == "silu" else F.gelu(x, approximate=_APPROXIMATE[name])
 
 

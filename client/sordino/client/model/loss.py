@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,11 +40,7 @@ class RecordCrossEntropy(Function):
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         largest = hidden.new_full((hidden.shape[0], 1), -torch.inf)
         total = torch.zeros_like(largest)
-        for start, stop in _tiles(head, hidden):
-            buffer = scratch("weight", (stop - start, hidden.shape[1]), hidden.dtype)
-            weight = head.tile(start, stop, hidden.dtype, buffer)
-            logits = scratch("logits", (hidden.shape[0], stop - start), hidden.dtype)
-            torch.mm(hidden, weight.t(), out=logits)
+        for _, weight, logits in logit_tiles(hidden, head):
             shrink, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
             shrink.sub_(largest).exp_()
             logits.sub_(largest).exp_()
@@ -100,8 +97,23 @@ def record_loss_sums(
     return sums
 
 
-def _tiles(head: Matrix, hidden: Tensor) -> list[tuple[int, int]]:
-    tokens, width = hidden.shape
-    fits = min(LOGITS_BYTES // max(tokens, 1), WEIGHT_BYTES // width) // hidden.element_size()
+def logit_tiles(hidden: Tensor, head: Matrix) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Walk the vocabulary a tile at a time, so that all logits never stand side by side.
+
+    Args:
+        hidden: ``[rows, hidden]``.
+        head: The output matrix, ``[vocabulary, hidden]``.
+
+    Yields:
+        Where a tile begins, its rows of the head, and its logits, ``[rows, tile]``; the last two
+        are valid until the next is asked for, and may be written into.
+    """
+    rows, width = hidden.shape
+    fits = min(LOGITS_BYTES // max(rows, 1), WEIGHT_BYTES // width) // hidden.element_size()
     size = max(fits, 1)
-    return [(at, min(at + size, head.rows)) for at in range(0, head.rows, size)]
+    for start in range(0, head.rows, size):
+        stop = min(start + size, head.rows)
+        buffer = scratch("weight", (stop - start, width), hidden.dtype)
+        weight = head.tile(start, stop, hidden.dtype, buffer)
+        logits = scratch("logits", (rows, stop - start), hidden.dtype)
+        yield start, weight, torch.mm(hidden, weight.t(), out=logits)
