@@ -7,7 +7,20 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import bench, budget, ca, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import (
+    adapter,
+    bench,
+    budget,
+    ca,
+    chat,
+    claim,
+    demo,
+    doctor,
+    ledger,
+    models,
+    policy,
+    simulate,
+)
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -20,11 +33,13 @@ app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
+app.command("chat")(chat.chat)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(models.app, name="models")
 app.add_typer(ca.app, name="ca")
+app.add_typer(adapter.app, name="adapter")
 
 
 def main() -> None:
