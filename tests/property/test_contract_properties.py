@@ -87,6 +87,7 @@ def test_hostile_bytes_meet_a_named_refusal(case: tuple[str, bytes]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(hostile)
 @settings(max_examples=100_000, deadline=None)
 def test_a_hundred_thousand_hostile_inputs(case: tuple[str, bytes]) -> None:
