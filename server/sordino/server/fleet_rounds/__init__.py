@@ -29,7 +29,7 @@ from sordino.server.fleet_rounds.devices import (
     leave,
     seen,
 )
-from sordino.server.fleet_rounds.members import Members
+from sordino.server.fleet_rounds.members import Members, open_members
 from sordino.server.fleet_rounds.rounds import (
     COLLECTING,
     Opening,
@@ -87,6 +87,7 @@ __all__ = [
     "open_fleet",
     "open_round",
     "order_of",
+    "open_members",
     "pause_run",
     "plan_round",
     "publish_round",
