@@ -112,7 +112,7 @@ class Coordinator:
         self.advance()
 
     def advance(self) -> None:
-        fr.advance(self.fleet, self.work, fleets.RUN)
+        fleets.advance(self.fleet, self.work, fleets.RUN)
 
 
 def make_folder(folder: Path, now: int) -> None:

@@ -85,7 +85,7 @@ def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     good("init", tmp_path, *HOSTS)
     text = good("token", tmp_path, "--label", "kitchen", "--hours", "2").strip()
     token = decode_token(text)
-    with fr.open_members(tmp_path) as store:
+    with ca.members(tmp_path, None) as store:
         record = store.token(token.token_id)
     assert record is not None
     assert record.verifier == token.verifier
@@ -95,7 +95,7 @@ def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     now, authority = ca._now(), enroll.load_authority(tmp_path)
     late = now + 121 * MINUTE
     with (
-        fr.open_members(tmp_path) as store,
+        ca.members(tmp_path, None) as store,
         pytest.raises(ContractError, match="token-expired"),
     ):
         enroll.enroll(store, authority, asked(text, csr(new_key())), now_unix_ms=late)
@@ -106,7 +106,7 @@ def test_devices_are_listed_and_revoked(tmp_path: Path) -> None:
     text = good("token", tmp_path).strip()
     request = asked(text, csr(new_key()), "kitchen")
     authority = enroll.load_authority(tmp_path)
-    with fr.open_members(tmp_path) as store:
+    with ca.members(tmp_path, None) as store:
         response = enroll.enroll(store, authority, request, now_unix_ms=ca._now())
     name = response.device_id
     assert f"{name}\tkitchen\tgood until" in good("list", tmp_path)

@@ -172,11 +172,11 @@ def members(folder: Path, store: str | None) -> Iterator[MembershipStore]:
         StoreError: The store can't be used.
     """
     from sordino.server.enroll.files import CERTIFICATE, read_certificate
-    from sordino.server.fleet_rounds import open_members
+    from sordino.server.fleet_rounds import Members, open_beside
 
     read_certificate(folder / CERTIFICATE)  # a folder that was mistyped isn't made a fleet's
-    with open_members(folder, url=store) as kept:
-        yield kept
+    with open_beside(folder, url=store) as fleet:
+        yield Members(fleet)
 
 
 def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> int:

@@ -155,11 +155,11 @@ class Members:
 
 
 @contextmanager
-def open_members(folder: Path, *, url: str | None = None) -> Iterator[Members]:
-    """Open the members of a coordinator's folder without its lock: beside one that serves.
+def open_beside(folder: Path, *, url: str | None = None) -> Iterator[Fleet]:
+    """Open a coordinator's store without its lock, for members and devices: beside one that serves.
 
-    Each method is one transaction of the database, which lets one writer in at a time, whatever
-    process it is in. Files of the folder aren't touched.
+    Each change is one transaction of the database, which lets one writer in at a time, whatever
+    process it is in. Files are the coordinator's alone: nothing that touches them may be called.
 
     Args:
         folder: The coordinator's.
@@ -170,7 +170,7 @@ def open_members(folder: Path, *, url: str | None = None) -> Iterator[Members]:
     """
     store = SqlStore(url or folder / DATABASE)
     try:
-        yield Members(Fleet(store=store, artefacts=Artefacts(folder)))
+        yield Fleet(store=store, artefacts=Artefacts(folder))
     finally:
         store.close()
 

@@ -109,9 +109,7 @@ def change_cohort(fleet: Fleet, request: operator_pb2.ChangeCohortRequest) -> Ru
     with fleet.store.read() as rows:
         run = require(rows, Run, request.run_id)
     least = min(run.min_updates, request.cohort)
-    return fr.change_cohort(
-        fleet, request.request_id, run.run_id, request.cohort, run.extra, least
-    )
+    return fr.change_cohort(fleet, request.request_id, run.run_id, request.cohort, run.extra, least)
 
 
 def roll_back(fleet: Fleet, request: operator_pb2.RollBackRequest) -> Run:

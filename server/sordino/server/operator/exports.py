@@ -26,6 +26,7 @@ from sordino.core.contract import Artefact, decode_adapter, decode_manifest
 from sordino.core.errors import ContractError, expected
 from sordino.core.settings import build
 from sordino.protos.v1 import common_pb2, operator_pb2
+from sordino.server.app import peft_config
 from sordino.server.fleet_rounds import Fleet
 from sordino.server.fleet_rounds.context import require
 from sordino.server.operator.listing import heads_of
@@ -65,7 +66,7 @@ def export(view: View, folder: Path, request: operator_pb2.ExportRequest) -> Exp
     if path is None or not path.exists():
         path = _make(view, kept, request)
     if request.sha256 and path.name != request.sha256.hex():
-        raise ContractError("unknown-artefact", "that file is over, and would differ now: begin anew")
+        raise ContractError("unknown-artefact", "that file is over, and differs now: begin anew")
     size = path.stat().st_size
     if request.offset > size:
         raise ContractError("wrong-offset", expected("offset", request.offset, f"<= {size}"))
@@ -132,8 +133,6 @@ def _run_files(view: View, run: Run, last: Round | None) -> dict[str, bytes]:
 
 def _adapter_files(fleet: Fleet, run: Run, sha256: str) -> dict[str, bytes]:
     """An adapter as PEFT has it; the public initial one where none was made."""
-    from sordino.server.app import peft_config
-
     table = tomllib.loads(run.settings)
     lora = build(LoraConfig, table.get("lora", {}), "lora")
     model = build(ModelConfig, table.get("model", {}), "model")

@@ -14,6 +14,7 @@ from cryptography import x509
 from google.protobuf.message import Message
 
 from sordino.core import contract
+from sordino.core.errors import ContractError
 from sordino.protos.v1 import common_pb2, operator_pb2
 from sordino.server.bell import Bell
 from sordino.server.enroll import check_operator
@@ -64,6 +65,7 @@ class Methods:
         settings: The limits.
         new_run: Makes a run from its settings.
         online: The devices that are there.
+        stopping: Whether the service is about to end: the bell is rung then.
     """
 
     fleet: Fleet
@@ -73,9 +75,10 @@ class Methods:
     settings: OperatorSettings
     new_run: NewRunOf
     online: Callable[[], Collection[str]]
+    stopping: Callable[[], bool]
 
     def handlers(self) -> dict[str, Any]:
-        """gRPC's handlers by the methods' names; they are given bytes."""
+        """GRPC's handlers by the methods' names; they are given bytes."""
         start = (operator_pb2.StartRunRequest, self._start)
         single = {name: self._reading(*read) for name, read in _READS.items()}
         single |= {name: self._commanding(*each) for name, each in _COMMANDS.items()}
@@ -122,6 +125,8 @@ class Methods:
             if not found.more:
                 await asyncio.sleep(_SETTLE_S)
                 heard = await self.bell.listen(heard, self.settings.tick_ms / 1000)
+            if self.stopping():
+                raise ContractError("stopping", "go on after the last event's number")
 
     def _begin(self, context: Any, request: operator_pb2.WatchRequest) -> int:
         self._admit(context)

@@ -100,12 +100,11 @@ class View:
         )
         if require(self.rows, Run, row.run_id).trust == "central":
             return view
-        of_round = {"run_id": row.run_id, "round": row.round}
-        tasks = self.rows.all(Task, **of_round)
+        tasks = self.rows.all(Task, run_id=row.run_id, round=row.round)
         dropped = Counter(_word(task) for task in tasks if task.state in _DROPPED)
         sent = self.rows.total(Upload, "stored", task_id=tuple(task.task_id for task in tasks))
         view.asked = row.asked
-        view.received = self.rows.count(Accepted, **of_round)
+        view.received = self.rows.count(Accepted, run_id=row.run_id, round=row.round)
         view.bytes_up = sent
         view.dropped.extend(
             operator_pb2.Dropped(reason=reason, count=count)
