@@ -82,7 +82,7 @@ class OperatorClient:
 
     def __init__(self, access: Access, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._access, self._pause = access, pause
-        self._channel = _channel(access)
+        self._channel = open_channel(access)
 
     def __enter__(self) -> OperatorClient:
         """Call."""
@@ -238,7 +238,19 @@ class OperatorClient:
         self._pause(max(usual, failure.retry_after_ms / 1000))
 
 
-def _channel(access: Access) -> Any:
+def open_channel(access: Access, *more: tuple[str, Any]) -> Any:
+    """Connect, over TLS, as an operator.
+
+    Args:
+        access: Where and as whom.
+        more: Further options of gRPC's.
+
+    Returns:
+        `grpc.Channel`.
+
+    Raises:
+        TrustError: The credentials can't be read.
+    """
     data = read_secret(access.credentials / CREDENTIALS, made_by="sordino ca operator")
     try:
         authority = (access.credentials / FLEET).read_bytes()
@@ -256,6 +268,7 @@ def _channel(access: Access) -> Any:
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _MOST_MESSAGE),
         ("grpc.keepalive_time_ms", 60_000),
+        *more,
     ]
     if access.name:
         options.append(("grpc.ssl_target_name_override", access.name))

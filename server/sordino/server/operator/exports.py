@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from sordino.core import canonical, durable
 from sordino.core.adapters import initial_adapter
-from sordino.core.config import ExperimentConfig, LoraConfig, ModelConfig
+from sordino.core.config import ExperimentConfig
 from sordino.core.contract import Artefact, decode_adapter, decode_manifest
 from sordino.core.errors import ContractError, expected
 from sordino.core.settings import build
@@ -133,18 +133,15 @@ def _run_files(view: View, run: Run, last: Round | None) -> dict[str, bytes]:
 
 def _adapter_files(fleet: Fleet, run: Run, sha256: str) -> dict[str, bytes]:
     """An adapter as PEFT has it; the public initial one where none was made."""
-    table = tomllib.loads(run.settings)
-    lora = build(LoraConfig, table.get("lora", {}), "lora")
-    model = build(ModelConfig, table.get("model", {}), "model")
+    experiment = build(ExperimentConfig, tomllib.loads(run.settings))
     data = fleet.artefacts.read(run.manifest)
     manifest = decode_manifest(data, Artefact.of(data))
-    tensors = initial_adapter(manifest, lora.init_seed)
+    tensors = initial_adapter(manifest, experiment.lora.init_seed)
     if sha256:
         made = fleet.artefacts.read(sha256)
         tensors |= decode_adapter(made, Artefact.of(made))
-    config = peft_config(ExperimentConfig(lora=lora, model=model), manifest)
     return {
-        "adapter_config.json": _json(config),
+        "adapter_config.json": _json(peft_config(experiment, manifest)),
         "adapter_model.safetensors": save(dict(sorted(tensors.items())), {"format": "pt"}),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -66,6 +66,7 @@ class Methods:
         new_run: Makes a run from its settings.
         online: The devices that are there.
         stopping: Whether the service is about to end: the bell is rung then.
+        watching: A key of each open `Watch`. Belongs to the service's event loop.
     """
 
     fleet: Fleet
@@ -76,6 +77,7 @@ class Methods:
     new_run: NewRunOf
     online: Callable[[], Collection[str]]
     stopping: Callable[[], bool]
+    watching: set[object] = field(default_factory=set)
 
     def handlers(self) -> dict[str, Any]:
         """GRPC's handlers by the methods' names; they are given bytes."""
@@ -116,17 +118,19 @@ class Methods:
         heard = self.bell.count
         request = contract.from_bytes(data, operator_pb2.WatchRequest)
         number = await asyncio.to_thread(self._begin, context, request)
-        await context.send_initial_metadata(())  # so that who waits knows from when on
-        while True:
-            found = await asyncio.to_thread(self._news, context, number, request.run_id)
-            for event in found.events:
-                yield event
-            number = found.number
-            if not found.more:
-                await asyncio.sleep(_SETTLE_S)
-                heard = await self.bell.listen(heard, self.settings.tick_ms / 1000)
-            if self.stopping():
-                raise ContractError("stopping", "go on after the last event's number")
+        self.watching.add(context)
+        try:
+            while not self.stopping():
+                found = await asyncio.to_thread(self._news, context, number, request.run_id)
+                for event in found.events:
+                    yield event
+                number = found.number
+                if not found.more:
+                    await asyncio.sleep(_SETTLE_S)
+                    heard = await self.bell.listen(heard, self.settings.tick_ms / 1000)
+        finally:
+            self.watching.discard(context)
+        raise ContractError("stopping", "go on after the last event's number")
 
     def _begin(self, context: Any, request: operator_pb2.WatchRequest) -> int:
         self._admit(context)

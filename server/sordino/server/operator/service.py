@@ -103,6 +103,10 @@ class OperatorService:
         """Whether calls are taken."""
         return self._state == "serving" and self._thread.is_alive()
 
+    def watching(self) -> int:
+        """How many follow what happens."""
+        return len(self._methods.watching)
+
     async def _serve(self, begun: Callable[[], None], stop: asyncio.Event) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
