@@ -7,7 +7,22 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import bench, budget, ca, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import (
+    bench,
+    budget,
+    ca,
+    claim,
+    demo,
+    devices,
+    doctor,
+    export,
+    ledger,
+    models,
+    policy,
+    runs,
+    simulate,
+    watch,
+)
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -25,6 +40,10 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(models.app, name="models")
 app.add_typer(ca.app, name="ca")
+app.add_typer(runs.app, name="runs")
+app.add_typer(devices.app, name="devices")
+app.command("watch")(watch.watch)
+app.command("export")(export.export)
 
 
 def main() -> None:
