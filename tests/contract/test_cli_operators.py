@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,12 @@ from support.fleets import RUN, get, rows_of
 from support.operators import Operated, make_folder, operated
 from typer.testing import CliRunner, Result
 
+from sordino.cli import devices, runs
 from sordino.cli.main import app
 from sordino.core.errors import ConfigError, ContractError, TrustError
 from sordino.server.store import Device, Event, Run
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -179,3 +183,34 @@ def test_which_coordinator_must_be_clear(tmp_path: Path) -> None:
     assert isinstance(silent.exception, TrustError)
     assert "no coordinator serves" in str(silent.exception)
     assert silent.exception.exit_code == 2
+
+
+# --- the page for operators --------------------------------------------------------------------
+
+
+def test_every_verb_is_documented() -> None:
+    for group, verbs in (("runs", runs.app), ("devices", devices.app)):
+        for command in verbs.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__.replace("_", "-")
+            assert re.search(rf"sordino {group} {name}\b|, `{name}` \|", PAGE), name
+
+
+def test_every_key_is_documented(at: Operated) -> None:
+    at.start()
+    at.finish_round()
+    both = read(at, "runs", "show", RUN)
+    listed = read(at, "devices", "list")
+    event = read(at, "watch", "--after", "1", "--count", "1")
+    for table in (
+        *(both, both["run"], both["run"]["epsilon"][0], both["run"]["base"], both["rounds"][0]),
+        *(listed[0], listed[0]["ledger_head"], event),
+    ):
+        for key in table:
+            assert f"`{key}`" in PAGE, key
+
+
+def test_every_alarm_is_documented() -> None:
+    for reason in ("ledger-rolled-back", "too-few-updates", "release-lost", "disk-full"):
+        assert f"| `{reason}` |" in PAGE
+    assert "| `certificate-ends` |" in PAGE

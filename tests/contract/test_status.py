@@ -25,6 +25,8 @@ from sordino.server.report import formats
 from sordino.server.status import StatusServer, StatusSettings
 from sordino.server.store import Device, Run
 
+PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text("utf-8")
+
 
 @pytest.fixture
 def at(tmp_path: Path) -> Iterator[Operated]:
@@ -261,6 +263,8 @@ def test_the_figures(at: Operated, page: Shown) -> None:
     assert user.endswith(" +Inf")
     for label in ("delta", "unit", "neighbouring", "sampling", "accountant", "scope", "trust"):
         assert f'{label}="' in record
+    for name in re.findall(r"# TYPE sordino_(\w+)", body):
+        assert f"`{name}`" in PAGE, name
     for line in body.splitlines():
         assert re.fullmatch(
             r"# (HELP|TYPE) sordino_[a-z_]+ .+|sordino_[a-z_]+(\{[^{}]+\})? [-+.\deInf]+", line
