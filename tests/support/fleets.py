@@ -5,8 +5,9 @@ often. The adapter is the list of those sums.
 """
 
 import json
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from sordino.core.contract import Artefact
@@ -167,6 +168,38 @@ def driving(made, bell, folder, **settings):
     coordinator = Coordinator(fleet=made, bell=bell, work=fr.AdapterWork(made), **settings)
     with Drivers(coordinator, folder):
         yield coordinator
+
+
+@contextmanager
+def answering(made, bell, answer):
+    """Devices in a thread: each open task is taken, and sent what `answer` gives, if it does.
+
+    What a coordinator refuses ends a task's part, as on a device.
+    """
+    done, over, work = set(), threading.Event(), fr.AdapterWork(made)
+
+    def turn(task):
+        if take(made, task.device_id) is not None and (data := answer(task)) is not None:
+            send(made, work, task, data)
+
+    def devices():
+        while not over.is_set():
+            heard = bell.count
+            for task in rows_of(made, Task, state=("offered", "taken")):
+                if task.task_id not in done:
+                    done.add(task.task_id)
+                    with suppress(ContractError):
+                        turn(task)
+            bell.wait(heard, 0.2)
+
+    thread = threading.Thread(target=devices, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        bell.ring()
+        thread.join()
 
 
 def until(bell, look, *, timeout_s=120.0):
