@@ -94,11 +94,13 @@ class ContractError(WireError):
 
     Attributes:
         reason: A stable word that goes on the wire, for example ``"unknown-field"``.
+        retry_after_ms: Not before so many milliseconds; 0: the caller's own backoff.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, retry_after_ms: int = 0) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.retry_after_ms = retry_after_ms
 
 
 class StoreError(SordinoError):
