@@ -6,6 +6,7 @@ trains and keeps. Flower's messages end here and never cross the wire.
 
 from __future__ import annotations
 
+import threading
 import uuid
 from contextlib import ExitStack
 from typing import Final
@@ -26,6 +27,7 @@ from sordino.core.wire import (
 
 RUN_ID: Final = 1  # Flower's numbers of a run and a node: nothing of ours depends on them
 NODE_ID: Final = 2
+_ONE_AT_A_TIME: Final = threading.Lock()  # Flower's task identity is the process'
 
 
 class RefusedError(SordinoError):
@@ -57,6 +59,7 @@ def ask_app(
     look = isinstance(task, MetricTask)
     envelope = encode_metric_task(task) if isinstance(task, MetricTask) else encode_task(task)
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(flower.quiet_flower())
         stack.enter_context(flower.task_identity(run_id=RUN_ID, node_id=NODE_ID))
         message = Message(

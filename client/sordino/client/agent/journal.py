@@ -17,7 +17,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sordino.core import canonical, durable
 from sordino.core.contract import Artefact, TaskOrder, decode_task
@@ -95,13 +95,13 @@ class Journal:
             durable.sync_folder(self._path.parent)
         self._clear_outbox(keep="")
 
-    def _parse(self, fields: dict[str, object]) -> Noted:
+    def _parse(self, fields: dict[str, Any]) -> Noted:
         if fields["version"] != _VERSION:
             raise ValueError(f"version {fields['version']}")
-        task = base64.b64decode(str(fields["task"]), validate=True)
+        task = base64.b64decode(fields["task"], validate=True)
         order, answer = decode_task(task), None
         if fields["answer"]:
-            sha256, size = fields["answer"]  # type: ignore[misc]
+            sha256, size = fields["answer"]
             answer = self._whole(Artefact(sha256=sha256, size=size))
         self._task = task
         return Noted(order=order, answer=answer)
