@@ -1,4 +1,4 @@
-"""The agent before the real service over TLS: what it does when all goes well, and when it doesn't."""
+"""The agent before the real service over TLS: when all goes well, and when it does not."""
 
 from __future__ import annotations
 

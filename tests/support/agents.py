@@ -13,7 +13,8 @@ from typing import Any
 
 from sordino.client.agent.home import only_agent
 from sordino.client.agent.loop import Agent
-from sordino.client.agent.open import join_fleet, open_agent
+from sordino.client.agent.membership import join_fleet
+from sordino.client.agent.open import open_agent
 from sordino.client.agent.settings import AgentSettings, DeviceSettings
 from sordino.client.agent.timing import Surroundings
 from sordino.client.app import make_app

@@ -35,9 +35,10 @@ def join(
     from sordino.core.trust import require_tls13
 
     require_tls13()  # before anything imports grpc
-    from sordino.client.agent.home import only_agent
-    from sordino.client.agent.open import join_fleet, open_agent
-    from sordino.client.agent.settings import CONFIG, default_folder, load_settings
+    from sordino.client.agent.home import default_folder, only_agent
+    from sordino.client.agent.membership import join_fleet
+    from sordino.client.agent.open import open_agent
+    from sordino.client.agent.settings import CONFIG, load_settings
     from sordino.client.agent.timing import Surroundings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -66,8 +67,8 @@ def leave(
     from sordino.core.trust import require_tls13
 
     require_tls13()
-    from sordino.client.agent.open import leave_fleet
-    from sordino.client.agent.settings import default_folder
+    from sordino.client.agent.home import default_folder
+    from sordino.client.agent.membership import leave_fleet
     from sordino.client.agent.timing import Surroundings
 
     name = leave_fleet(folder or default_folder(), Surroundings(), reason=reason)

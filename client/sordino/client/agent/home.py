@@ -31,6 +31,12 @@ LOCK: Final = "agent.lock"
 ARTEFACTS: Final = "artefacts"
 
 
+def default_folder() -> Path:
+    """Where a device keeps what it is, unless told otherwise."""
+    states = os.environ.get("XDG_STATE_HOME")
+    return (Path(states) if states else Path.home() / ".local" / "state") / "sordino" / "device"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Whereabouts:
     """A coordinator's two addresses, ``host:port`` each.

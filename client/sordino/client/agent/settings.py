@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,9 +87,3 @@ def load_settings(path: Path) -> DeviceSettings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return build(DeviceSettings, table)
-
-
-def default_folder() -> Path:
-    """Where a device keeps what it is, unless told otherwise."""
-    states = os.environ.get("XDG_STATE_HOME")
-    return (Path(states) if states else Path.home() / ".local" / "state") / "sordino" / "device"
