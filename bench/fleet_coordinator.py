@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from fleet_devices import update_value
 
 from sordino.client.identity import accept_enrolment, enrolment_request
 from sordino.core import adapters, contract
-from sordino.core.canonical import sha256_hex
 from sordino.core.config import ExperimentConfig, LoraConfig, TrainConfig
 from sordino.core.contract import Artefact
 from sordino.core.settings import to_toml
@@ -27,8 +26,10 @@ from sordino.privacy.plan import NoPrivacyPlan
 from sordino.server import enroll
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
+from sordino.server.fleet_run import Drivers
+from sordino.server.grid import Coordinator
 from sordino.server.service import FleetService, ServiceSettings
-from sordino.server.store import Accepted, Round
+from sordino.server.store import Accepted, Round, Run
 
 LAYER_BYTES = 4096 * 8 * 4
 LORA = LoraConfig(rank=8, targets=("q_proj",))
@@ -76,13 +77,12 @@ def architecture(update_bytes: int) -> dict[str, int]:
 
 
 @dataclass
-class Coordinator:
+class Bench:
     """A fleet's folder, its service, and what drives its runs."""
 
     folder: Path
     fleet: fr.Fleet
     bell: Bell
-    works: dict[str, fr.AdapterWork] = field(default_factory=dict)
 
     def enrol(self, authority: enroll.Authority, count: int) -> list[Path]:
         """Members, each by a token of its own: the folders of their identities."""
@@ -101,17 +101,15 @@ class Coordinator:
     def run(self, order: RunOrder) -> RunResult:
         """Make a run, and drive it to its end."""
         self._start(order)
-        started, published = time.monotonic(), []
-        work, now = self.works[order.run_id], None
+        started, published = time.monotonic(), list[float]()
         while len(published) < order.rounds:
             heard = self.bell.count
-            before, now = now, fr.step(self.fleet, work, order.run_id)
-            if now is None:
+            with self.fleet.store.read() as rows:
+                run = fr.require(rows, Run, order.run_id)
+            published += [time.monotonic()] * (run.rounds_done - len(published))
+            if run.state == "failed":
                 break
-            if now != before and now.state == "published":
-                published.append(time.monotonic())
-            if now == before:
-                self.bell.wait(heard, 1.0)
+            self.bell.wait(heard, 1.0)
         return RunResult(
             published_at=published,
             started_at=started,
@@ -128,10 +126,6 @@ class Coordinator:
             divisor=4.0,
         )
         manifest = adapters.adapter_manifest(architecture(order.update_bytes), LORA)
-        read = {sha256_hex(plan.canonical()): plan.canonical()}.__getitem__
-        self.works[order.run_id] = fr.AdapterWork(
-            read=read, manifest=manifest, lora=LORA, train=TRAIN
-        )
         base = self.folder / "base.gguf"
         base.write_bytes(b"GGUF")
         new = fr.NewRun(
@@ -190,11 +184,14 @@ def coordinate(folder: Path, devices: int, pipe: Connection) -> None:
     )
     with ExitStack() as open_things:
         fleet = open_things.enter_context(fr.open_fleet(folder, at=bell.hook()))
-        here = Coordinator(folder, fleet, bell)
+        here = Bench(folder, fleet, bell)
+        work = fr.AdapterWork(fleet)
         folders = here.enrol(authority, devices)
         service = open_things.enter_context(
-            FleetService(fleet, bell, folder, settings, here.works.__getitem__)
+            FleetService(fleet, bell, folder, settings, lambda _: work)
         )
+        driven = Coordinator(fleet=fleet, bell=bell, work=work, online=service.online)
+        open_things.enter_context(Drivers(driven, folder))
         pipe.send((service.fleet_address, folders))
         while (order := pipe.recv()) is not None:
             pipe.send(here.run(order))

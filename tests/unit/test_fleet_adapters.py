@@ -163,7 +163,7 @@ def test_a_task_travels_as_the_strategy_made_it(opened):
     task = fr.task_for(opened, "d0")
     order = fr.order_of(opened, task)
     wanted = make_task(1, PLAN)
-    assert order.train_task({}) == replace(wanted, base_sha256=get(opened, Run, RUN).base)
+    assert order.client_task({}) == replace(wanted, base_sha256=get(opened, Run, RUN).base)
     assert (order.task_id, order.deadline_unix_ms) == (task.task_id, task.deadline_ms)
     assert 0 < order.expires_in_ms <= fleets.TIMEOUT_MS
 
