@@ -201,9 +201,9 @@ def test_what_an_operator_says_takes_effect_between_two_rounds(tmp_path):
     ):
         start(made, tmp_path, plans[0])
         assert done().rounds_done == 2
-        fr.add_rounds(made, "3", RUN, plans[1].canonical(), 3)
+        fr.add_rounds(made, "3", RUN, 1, lambda _: plans[1].canonical())
         assert done().rounds_done == 3
-        fr.add_rounds(made, "5", RUN, plans[2].canonical(), 5)
+        fr.add_rounds(made, "5", RUN, 2, lambda _: plans[2].canonical())
         fleets.until(bell, lambda: rows_of(made, Task, round=4))
         fr.pause_run(made, "pause", RUN)
         gate.set()
