@@ -18,6 +18,7 @@ from sordino.cli import (
     ledger,
     models,
     policy,
+    serve,
     simulate,
 )
 from sordino.core.errors import SordinoError
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
 app.command("join")(join.join)
 app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
