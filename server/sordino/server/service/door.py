@@ -55,27 +55,35 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Put the door before a method's handler (gRPC's own signature)."""
         handler = await continuation(handler_call_details)
         if handler is None:
-            return None  # gRPC says UNIMPLEMENTED
+            return grpc.stream_unary_rpc_method_handler(self._unknown)
         return self._guarded(handler, handler_call_details.method)
+
+    async def _unknown(self, messages: Any, context: Any) -> None:
+        """A method that there isn't, counted under one name whatever it was called."""
+        async with self._entered(context, "unknown"):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown-method")
 
     def _guarded(self, handler: Any, method: str) -> Any:
         serializer = self._measured(handler.response_serializer)
-        whole, parts = handler.unary_unary or handler.stream_unary, None
-        if handler.response_streaming:
-            parts = handler.unary_stream or handler.stream_stream
+        behaviour = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
 
         async def single(messages: Any, context: Any) -> Any:
             async with self._entered(context, method):
-                return await whole(await self._request(messages, handler), context)
+                return await behaviour(await self._request(messages, handler), context)
 
         async def several(messages: Any, context: Any) -> None:
             async with self._entered(context, method):
                 request = await self._request(messages, handler)
-                async with aclosing(parts(request, context)) as answers:
+                async with aclosing(behaviour(request, context)) as answers:
                     async for answer in answers:
                         await self._in_time(context.write(answer), "the answer to be taken")
 
-        if parts is not None:
+        if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(several, response_serializer=serializer)
         return grpc.stream_unary_rpc_method_handler(single, response_serializer=serializer)
 
