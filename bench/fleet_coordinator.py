@@ -6,6 +6,7 @@ privacy does: every update is decoded, held against its round, and summed in fix
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,11 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from fleet_devices import update_value
+from fleet_devices import PATIENCE_S, update_value
 
 from sordino.client.identity import accept_enrolment, enrolment_request
 from sordino.core import adapters, contract
-from sordino.core.canonical import sha256_hex
 from sordino.core.config import ExperimentConfig, LoraConfig, TrainConfig
 from sordino.core.contract import Artefact
 from sordino.core.settings import to_toml
@@ -27,6 +27,8 @@ from sordino.privacy.plan import NoPrivacyPlan
 from sordino.server import enroll
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
+from sordino.server.fleet_run import Drivers
+from sordino.server.grid import Coordinator
 from sordino.server.service import FleetService, ServiceSettings
 from sordino.server.store import Accepted, Round
 
@@ -53,11 +55,13 @@ class RunResult:
         published_at: When each round was, by the machine's monotonic clock.
         started_at: When the run was.
         accepted: Updates of each round.
+        cpu_s: Processor time of the coordinator.
         right: Whether the adapter is what the updates add up to.
     """
 
     published_at: Sequence[float]
     started_at: float
+    cpu_s: float
     accepted: Sequence[int]
     right: bool
 
@@ -76,13 +80,13 @@ def architecture(update_bytes: int) -> dict[str, int]:
 
 
 @dataclass
-class Coordinator:
+class Bench:
     """A fleet's folder, its service, and what drives its runs."""
 
     folder: Path
-    fleet: fr.Fleet
-    bell: Bell
-    works: dict[str, fr.AdapterWork] = field(default_factory=dict)
+    published: list[float] = field(default_factory=list)
+    more: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    fleet: fr.Fleet = field(init=False)
 
     def enrol(self, authority: enroll.Authority, count: int) -> list[Path]:
         """Members, each by a token of its own: the folders of their identities."""
@@ -98,23 +102,25 @@ class Coordinator:
             folders.append(folder)
         return folders
 
+    def at(self, step: str) -> None:
+        """The store's hook: when each round was published, at no cost to the coordinator."""
+        if step == "publish-round:durable":
+            self.published.append(time.monotonic())
+            self.more.release()
+
     def run(self, order: RunOrder) -> RunResult:
-        """Make a run, and drive it to its end."""
+        """Make a run, and wait for its end: its driver is the product's."""
+        before = time.process_time()
+        self.published.clear()
         self._start(order)
-        started, published = time.monotonic(), []
-        work, now = self.works[order.run_id], None
-        while len(published) < order.rounds:
-            heard = self.bell.count
-            before, now = now, fr.step(self.fleet, work, order.run_id)
-            if now is None:
+        started = time.monotonic()
+        for _ in range(order.rounds):
+            if not self.more.acquire(timeout=PATIENCE_S):
                 break
-            if now != before and now.state == "published":
-                published.append(time.monotonic())
-            if now == before:
-                self.bell.wait(heard, 1.0)
         return RunResult(
-            published_at=published,
+            published_at=tuple(self.published),
             started_at=started,
+            cpu_s=time.process_time() - before,
             accepted=self._accepted(order),
             right=self._right(order),
         )
@@ -128,10 +134,6 @@ class Coordinator:
             divisor=4.0,
         )
         manifest = adapters.adapter_manifest(architecture(order.update_bytes), LORA)
-        read = {sha256_hex(plan.canonical()): plan.canonical()}.__getitem__
-        self.works[order.run_id] = fr.AdapterWork(
-            read=read, manifest=manifest, lora=LORA, train=TRAIN
-        )
         base = self.folder / "base.gguf"
         base.write_bytes(b"GGUF")
         new = fr.NewRun(
@@ -189,12 +191,16 @@ def coordinate(folder: Path, devices: int, pipe: Connection) -> None:
         calls_per_minute=1_000_000,  # a round of no training is made many times a minute
     )
     with ExitStack() as open_things:
-        fleet = open_things.enter_context(fr.open_fleet(folder, at=bell.hook()))
-        here = Coordinator(folder, fleet, bell)
+        here = Bench(folder)
+        opened = fr.open_fleet(folder, at=bell.hook(here.at))
+        fleet = here.fleet = open_things.enter_context(opened)
+        work = fr.AdapterWork(fleet)
         folders = here.enrol(authority, devices)
         service = open_things.enter_context(
-            FleetService(fleet, bell, folder, settings, here.works.__getitem__)
+            FleetService(fleet, bell, folder, settings, lambda _: work)
         )
+        driven = Coordinator(fleet=fleet, bell=bell, work=work, online=service.online)
+        open_things.enter_context(Drivers(driven, folder))
         pipe.send((service.fleet_address, folders))
         while (order := pipe.recv()) is not None:
             pipe.send(here.run(order))

@@ -79,7 +79,7 @@ class Target:
             kept, run_id=name, cohort=1, max_answer_bytes=WHOLE.size, timeout_ms=week
         )
         fr.start_run(self.at.fleet, name, new)
-        fr.advance(self.at.fleet, self.at.work, name)
+        fleets.advance(self.at.fleet, self.at.work, name)
         task = self.device.next_task()
         assert task is not None
         self.task = task
