@@ -21,7 +21,7 @@ from sordino.core.settings import to_toml
 from sordino.privacy.ledger import read_ledger
 from sordino.privacy.plan import Plan, verify_ledger
 from sordino.server import fleet_rounds as fr
-from sordino.server.store import Artefacts, Run
+from sordino.server.store import Run
 
 ROUNDS = 2
 LORA = LoraConfig(rank=2)
@@ -42,13 +42,7 @@ PLAN = Plan(
 
 @contextmanager
 def fleet(folder):
-    work = fr.AdapterWork(
-        read=lambda sha256: Artefacts(folder).read(sha256),
-        manifest=MANIFEST,
-        lora=LORA,
-        train=TRAIN,
-    )
-    with coordinator(folder, work=work) as at:
+    with coordinator(folder, work=fr.AdapterWork) as at:
         yield at
 
 

@@ -23,7 +23,7 @@ from sordino.core.canonical import sha256_hex
 from sordino.privacy.ledger import read_ledger
 from sordino.privacy.policy import Work
 from sordino.server import fleet_rounds as fr
-from sordino.server.store import Artefacts, Run
+from sordino.server.store import Run
 from support import devices
 from support.federation import LORA, MANIFEST, TRAIN, TinySession, make_plan
 from support.fleets import RUN, get
@@ -44,13 +44,7 @@ LEDGER = Path("state/ledger.db")
 @contextmanager
 def coordinator(folder: Path, **changes: Any) -> Iterator[devices.Coordinator]:
     """A coordinator whose runs train the adapter of `support.federation`."""
-    work = fr.AdapterWork(
-        read=lambda sha256: Artefacts(folder).read(sha256),
-        manifest=MANIFEST,
-        lora=LORA,
-        train=TRAIN,
-    )
-    with devices.coordinator(folder, work=work, **changes) as at:
+    with devices.coordinator(folder, work=fr.AdapterWork, **changes) as at:
         yield at
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Coordinator:
         self.advance()
 
     def advance(self) -> None:
-        fr.advance(self.fleet, self.work, fleets.RUN)
+        fleets.advance(self.fleet, self.work, fleets.RUN)
 
 
 def make_folder(folder: Path, now: int) -> None:
@@ -141,14 +141,21 @@ def settings(**changes: Any) -> ServiceSettings:
 def coordinator(
     folder: Path, *, work: Any = None, limits: fr.Limits | None = None, **changes: Any
 ) -> Iterator[Coordinator]:
-    """Serve a fleet from a folder that is made if need be; a second time: a restart."""
+    """Serve a fleet from a folder that is made if need be; a second time: a restart.
+
+    `work` is `fr.AdapterWork` for a run that trains; else the checks of the fleet are `Powers`'.
+    """
     clock, bell, work = Moved(), Bell(), work or fleets.Powers()
     if not (folder / "ca.key").exists():
         make_folder(folder, clock())
     with (
         fr.open_fleet(folder, now_ms=clock, limits=limits, at=bell.hook()) as fleet,
-        FleetService(fleet, bell, folder, settings(**changes), lambda _: work) as service,
+        ExitStack() as serving,
     ):
+        work = work(fleet) if isinstance(work, type) else work
+        service = serving.enter_context(
+            FleetService(fleet, bell, folder, settings(**changes), lambda _: work)
+        )
         made = Coordinator(folder, fleet, bell, service, clock, work)
         try:
             yield made

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -244,13 +244,17 @@ def _devices(made: fr.Fleet, bell: Bell, folder: Path, nodes: Sequence[Script]) 
         path.write_text(json.dumps(node))
         configs[node_id(f"d{i}")] = {"script": str(path)}
     clients = Clients(SCRIPTED, configs, {}, 1)
+    parts: list[Future[None]] = []
     with ThreadPoolExecutor(4) as pool:
 
         def hand_out(task: Task) -> None:
-            pool.submit(_device, made, clients, task, nodes[int(task.device_id[1:])])
+            node = nodes[int(task.device_id[1:])]
+            parts.append(pool.submit(_device, made, clients, task, node))
 
         with fleets.answering(made, bell, hand_out):
             yield
+    for part in parts:
+        part.result()
 
 
 def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
@@ -260,7 +264,7 @@ def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
     if order.adapter is not None:
         data = made.artefacts.read(order.adapter.sha256)
         tensors = decode_adapter(data, order.adapter)
-    content = flower.to_records(wire.encode_task(order.train_task(tensors)))
+    content = flower.to_records(wire.encode_task(order.client_task(tensors)))
     message = Message(content, node_id(task.device_id), MessageType.TRAIN, group_id=str(task.round))
     flower.set_message_id(message, task.task_id)
     reply = clients.answer(message)

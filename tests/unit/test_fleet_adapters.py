@@ -163,7 +163,7 @@ def test_a_task_travels_as_the_strategy_made_it(opened):
     task = fr.task_for(opened, "d0")
     order = fr.order_of(opened, task)
     wanted = make_task(1, PLAN)
-    assert order.train_task({}) == replace(wanted, base_sha256=get(opened, Run, RUN).base)
+    assert order.client_task({}) == replace(wanted, base_sha256=get(opened, Run, RUN).base)
     assert (order.task_id, order.deadline_unix_ms) == (task.task_id, task.deadline_ms)
     assert 0 < order.expires_in_ms <= fleets.TIMEOUT_MS
 
@@ -201,9 +201,9 @@ def test_what_an_operator_says_takes_effect_between_two_rounds(tmp_path):
     ):
         start(made, tmp_path, plans[0])
         assert done().rounds_done == 2
-        fr.add_rounds(made, "3", RUN, plans[1].canonical(), 3)
+        fr.add_rounds(made, "3", RUN, 1, lambda _: plans[1].canonical())
         assert done().rounds_done == 3
-        fr.add_rounds(made, "5", RUN, plans[2].canonical(), 5)
+        fr.add_rounds(made, "5", RUN, 2, lambda _: plans[2].canonical())
         fleets.until(bell, lambda: rows_of(made, Task, round=4))
         fr.pause_run(made, "pause", RUN)
         gate.set()

@@ -79,7 +79,7 @@ def test_what_a_round_works_with_is_fixed_when_it_opens(made, work, tmp_path):
     fleets.start(made, tmp_path)
     before = fleets.advance(made, work, RUN)
     fr.change_cohort(made, "c", RUN, cohort=1, extra=0, min_updates=1)
-    fr.add_rounds(made, "a", RUN, b"another plan", 9)
+    fr.add_rounds(made, "a", RUN, 6, lambda plan: b"another plan")
     assert fleets.step(made, work, RUN) == before
     assert len(cohort(made)) == 3
     for device in cohort(made):
@@ -496,15 +496,18 @@ def test_stopping_gives_the_open_round_up(made, work, task):
     assert fleets.advance(made, work, RUN) is None
     for call in (fr.resume_run, fr.pause_run):
         assert refusal(call, made, "x", RUN) == "run-over"
-    assert refusal(fr.add_rounds, made, "x", RUN, b"p", 99) == "run-over"
+    assert refusal(fr.add_rounds, made, "x", RUN, 99, bytes) == "run-over"
 
 
 def test_rounds_are_added_to_a_run_that_was_done(made, work, tmp_path):
     fleets.start(made, tmp_path, rounds=1)
     finish_round(made, work, 1)
     assert fleets.advance(made, work, RUN) is None
-    assert refusal(fr.add_rounds, made, "a", RUN, b"same", 1) == "bad-value"
-    assert fr.add_rounds(made, "a", RUN, b"more", 2).state == "running"
+    assert refusal(fr.add_rounds, made, "a", RUN, 0, bytes) == "bad-value"
+    assert fr.add_rounds(made, "a", RUN, 1, lambda plan: plan + b"!").state == "running"
+    again = fr.add_rounds(made, "a", RUN, 1, lambda plan: plan + b"?")
+    assert (again.rounds_planned, made.artefacts.read(again.plan)) == (2, fleets.PLAN + b"!")
+    assert refusal(fr.add_rounds, made, "a", RUN, 2, bytes) == "another-request"
     finish_round(made, work, 2)
     assert len(fleets.adapter(made)) == 2
 

@@ -29,7 +29,7 @@ from sordino.server.fleet_rounds.devices import (
     leave,
     seen,
 )
-from sordino.server.fleet_rounds.members import Members
+from sordino.server.fleet_rounds.members import Members, open_beside
 from sordino.server.fleet_rounds.rounds import (
     COLLECTING,
     Opening,
@@ -84,6 +84,7 @@ __all__ = [
     "leave",
     "may_fetch",
     "offer_upload",
+    "open_beside",
     "open_fleet",
     "open_round",
     "order_of",

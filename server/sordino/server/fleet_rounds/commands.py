@@ -124,15 +124,17 @@ def stop_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     return _command(fleet, request_id, "stop-run", {"run_id": run_id}, Run, stop)
 
 
-def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: int) -> Run:
-    """Announce more rounds: rounds that open from now on are under this plan.
+def add_rounds(
+    fleet: Fleet, request_id: str, run_id: str, more: int, extended: Callable[[bytes], bytes]
+) -> Run:
+    """Announce more rounds: rounds that open from now on are under another plan.
 
     Args:
         fleet: The fleet.
         request_id: The caller's.
         run_id: Which run.
-        plan: The new plan's canonical encoding.
-        rounds: How many rounds it has in all, more than before.
+        more: How many more rounds.
+        extended: Makes that plan's canonical encoding from the present one's.
 
     Raises:
         ContractError: ``bad-value``: not more rounds; ``run-over``.
@@ -140,15 +142,15 @@ def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: 
 
     def add(tx: Writer) -> Run:
         run = require(tx, Run, run_id)
-        if rounds <= run.rounds_planned:
-            raise ContractError("bad-value", expected("rounds", rounds, f"> {run.rounds_planned}"))
+        if more < 1:
+            raise ContractError("bad-value", expected("rounds", more, ">= 1"))
         if run.state == "stopped":
             raise ContractError("run-over", "the run was stopped")
-        run = tx.change(run, plan=keep_artefact(fleet, tx, plan, "plan"), rounds_planned=rounds)
+        plan = keep_artefact(fleet, tx, extended(fleet.artefacts.read(run.plan)), "plan")
+        run = tx.change(run, plan=plan, rounds_planned=run.rounds_planned + more)
         return _move(tx, run, "running") if run.state == "done" else run
 
-    said = {"run_id": run_id, "plan": plan.hex(), "rounds": rounds}
-    return _command(fleet, request_id, "add-rounds", said, Run, add)
+    return _command(fleet, request_id, "add-rounds", {"run_id": run_id, "more": more}, Run, add)
 
 
 def change_cohort(
