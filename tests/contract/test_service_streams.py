@@ -198,7 +198,7 @@ def test_revocation_takes_hold_in_the_middle_of_an_upload_and_of_a_download(tmp_
         def half():
             yield device.start_of(task, upload, data)
             yield chunk(0, data[:1000])
-            until(lambda: at.service.figures().uploads_open)
+            until(lambda: get(at.fleet, Upload, upload).streams)
             revoke_elsewhere(at, device)
             time.sleep(0.3)  # beyond a tick
             revoked.set()
