@@ -171,7 +171,7 @@ def new_run(
     architecture = read_architecture(base)
     experiment = resolve_experiment(_of_fleet(table, cohort), architecture)
     _check_for_fleet(experiment)
-    plan, _ = plans_of(experiment, run_id)
+    plan, metric = plans_of(experiment, run_id)
     manifest = adapters.adapter_manifest(architecture, experiment.lora)
     federation = experiment.federation
     return fr.NewRun(
@@ -188,6 +188,7 @@ def new_run(
         timeout_ms=round(federation.round_timeout_s * 1000),
         max_answer_bytes=answer_bytes(manifest),
         patience=config.rounds.patience,
+        metric=metric.canonical() if metric else b"",
     )
 
 
@@ -209,9 +210,6 @@ def _check_for_fleet(experiment: ExperimentConfig) -> None:
     if experiment.privacy.seeded_noise:
         todo = "a seed makes noise that isn't private: it is for simulations"
         raise ConfigError(expected("privacy.seeded_noise", True, "= false on a fleet", todo))
-    if experiment.metrics.metric != "none":
-        todo = "leave [metrics] out: paid looks aren't asked of a fleet's devices yet"
-        raise ConfigError(expected("metrics.metric", experiment.metrics.metric, "none", todo))
 
 
 def _model_name(table: Mapping[str, Any]) -> str:
