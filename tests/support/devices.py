@@ -139,7 +139,7 @@ class Coordinator:
         self.advance()
 
     def advance(self) -> None:
-        fr.advance(self.fleet, self.work, fleets.RUN)
+        fleets.advance(self.fleet, self.work, fleets.RUN)
 
 
 def make_folder(folder: Path, now: int) -> None:
@@ -164,19 +164,29 @@ def settings(**changes: Any) -> ServiceSettings:
     return ServiceSettings(**{**given, **changes})
 
 
+def work_on(kind: Any, fleet: fr.Fleet) -> Any:
+    """Work of a kind, or as it is given."""
+    if not isinstance(kind, type):
+        return kind
+    return kind(fleet) if kind is fr.AdapterWork else kind()
+
+
 @contextmanager
 def coordinator(
     folder: Path, *, work: Any = None, limits: fr.Limits | None = None, **changes: Any
 ) -> Iterator[Coordinator]:
-    """Serve a fleet from a folder that is made if need be; a second time: a restart."""
-    clock, bell = Moved(), Bell()
+    """Serve a fleet from a folder that is made if need be; a second time: a restart.
+
+    `work` is `fr.AdapterWork` for a run that trains; else the checks of the fleet are `Powers`'.
+    """
+    clock, bell, work = Moved(), Bell(), work or fleets.Powers
     if not (folder / "ca.key").exists():
         make_folder(folder, clock())
     with (
         fr.open_fleet(folder, now_ms=clock, limits=limits, at=bell.hook()) as fleet,
         FleetService(fleet, bell, folder, settings(**changes), lambda _: made.work) as service,
     ):
-        made = Coordinator(folder, fleet, bell, service, clock, work or fleets.Powers())
+        made = Coordinator(folder, fleet, bell, service, clock, work_on(work, fleet))
         try:
             yield made
         finally:

@@ -7,7 +7,19 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import bench, budget, ca, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import (
+    bench,
+    budget,
+    ca,
+    claim,
+    demo,
+    doctor,
+    join,
+    ledger,
+    models,
+    policy,
+    simulate,
+)
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -18,6 +30,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
+app.command("join")(join.join)
+app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
 app.add_typer(bench.app, name="bench")

@@ -180,19 +180,27 @@ def answer_metric(session: Session, task: MetricTask, at: Hook = no_hook) -> Env
     Raises:
         SordinoError: The client refuses, or the look was charged and abandoned.
     """
-    manifest = _check_model(session, task)
-    plan = decode_metric_plan(task.plan)
-    _check_schedule(task, plan)
-    if plan.metric not in METRICS:
-        raise PlanError(expected("metric", plan.metric, f"one of {', '.join(METRICS)}"))
-    _hold_against_policy(session, task, plan)
-    adapter = adapters.complete_adapter(task.tensors, manifest, task.lora.init_seed)
+    adapter, plan = _check_metric(session, task)
     durable.make_folder(session.state_dir)
     with durable.locked(session.state_dir / "lock"):
         make = partial(_measure_charged, session, task, adapter, plan)
         data, _ = _privately(session, plan, task.round, make, at)
     at("update:ready")
     return unpack(data)
+
+
+def check_task(session: Session, task: TrainTask | MetricTask) -> None:
+    """Hold a task against the client's model and policy; nothing is touched, nothing charged.
+
+    What adds up over the device's life is asked only when the round is charged.
+
+    Raises:
+        SordinoError: The client would refuse it; `refusal` has the word.
+    """
+    if isinstance(task, MetricTask):
+        _check_metric(session, task)
+    else:
+        _check(session, task)
 
 
 def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
@@ -216,6 +224,16 @@ def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
         train=task.train,
     )
     return work, plan
+
+
+def _check_metric(session: Session, task: MetricTask) -> tuple[Tensors, MetricPlan]:
+    manifest = _check_model(session, task)
+    plan = decode_metric_plan(task.plan)
+    _check_schedule(task, plan)
+    if plan.metric not in METRICS:
+        raise PlanError(expected("metric", plan.metric, f"one of {', '.join(METRICS)}"))
+    _hold_against_policy(session, task, plan)
+    return adapters.complete_adapter(task.tensors, manifest, task.lora.init_seed), plan
 
 
 def _check_model(session: Session, task: TrainTask | MetricTask) -> AdapterManifest:
@@ -333,11 +351,17 @@ def _plain(value: object) -> object:
     raise TypeError(f"observations can't hold a {type(value).__name__}")
 
 
-def _default_session(config: NodeConfig) -> Session:
+def warm_session(config: NodeConfig) -> Session:
+    """The session of a node configuration, opened once a process."""
+    return _opened(json.dumps(dict(config), sort_keys=True))
+
+
+@lru_cache(maxsize=MOST_SESSIONS)
+def _opened(config: str) -> Session:
     # Here, so that a coordinator or a test can read this module without torch.
     from sordino.client.session import open_session  # noqa: PLC0415
 
-    return open_session(config)
+    return open_session(json.loads(config))
 
 
-app = make_app(_default_session)
+app = make_app(warm_session)

@@ -15,7 +15,8 @@
     ├── WireError            1   bytes or records are not the message they should be
     │   └── ContractError    1   the same on the fleet's contract, with a stable word
     ├── UpdateRejectedError  1   an update differs from what the round allows
-    └── RoundFailedError     1   too few valid updates to go on
+    ├── RoundFailedError     1   too few valid updates to go on
+    └── RoundGivenUpError    1   a round wasn't held, or not to its end
 
 A message names the field, the value, what was required, and what to do next.
 """
@@ -125,6 +126,10 @@ class UpdateRejectedError(SordinoError):
 
 class RoundFailedError(SordinoError):
     """A round ended with fewer valid updates than it needs."""
+
+
+class RoundGivenUpError(SordinoError):
+    """A round wasn't held to its end: its run was paused or stopped, or the coordinator stops."""
 
 
 def expected(field: str, value: object, required: str, todo: str = "") -> str:

@@ -19,7 +19,7 @@ import json
 import logging
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from sordino.privacy.plan import (
 from sordino.server.metrics import looks_of
 from sordino.server.plans import keep_metric_plan
 from sordino.server.release import Releases
-from sordino.server.rounds import OnReply, OnRound, run_rounds
+from sordino.server.rounds import MemoryRounds, OnReply, Rounds, run_rounds
 from sordino.server.strategy import RoundReport, SordinoStrategy
 
 log = logging.getLogger(__name__)
@@ -55,29 +55,13 @@ _OWN = ("sordino-config", "sordino-base", "sordino-base-sha256", "sordino-out", 
 _POLL_S = 1.0
 
 
-def federation_app(
-    strategy: SordinoStrategy,
-    adapter: Tensors,
-    *,
-    node_ids: Sequence[int] | None = None,
-    start_round: int = 1,
-    on_round: OnRound | None = None,
-    on_reply: OnReply | None = None,
-) -> ServerApp:
+def federation_app(rounds: Rounds, *, on_reply: OnReply | None = None) -> ServerApp:
     """A ServerApp of given rounds; the arguments are those of `run_rounds`."""
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        run_rounds(
-            grid,
-            strategy,
-            adapter,
-            node_ids=node_ids,
-            start_round=start_round,
-            on_round=on_round,
-            on_reply=on_reply,
-        )
+        run_rounds(grid, rounds, on_reply=on_reply)
 
     return server
 
@@ -106,7 +90,7 @@ def main(grid: Grid, context: Context) -> None:
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    run_rounds(grid, strategy, adapter, start_round=done + 1, on_round=keep)
+    run_rounds(grid, MemoryRounds(strategy, adapter, start_round=done + 1, on_round=keep))
     config = peft_config(settings.experiment, strategy.manifest)
     write_whole(folder / "adapter" / "adapter_config.json", json.dumps(config, indent=2).encode())
 

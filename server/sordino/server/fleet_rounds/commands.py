@@ -15,11 +15,17 @@ from typing import Any, TypeVar
 from sordino.core.errors import ContractError, expected
 from sordino.core.records import require_run_id
 from sordino.server.fleet_rounds import devices
-from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
+from sordino.server.fleet_rounds.context import (
+    Fleet,
+    keep_artefact,
+    name_artefact,
+    require,
+    tell,
+)
 from sordino.server.fleet_rounds.machine import move
 from sordino.server.fleet_rounds.rounds import give_up_round
 from sordino.server.store import ArtefactRow, Command, Device, Round, Run, Writer
-from sordino.server.store.records import FINAL_ROUNDS, ArtefactKind
+from sordino.server.store.records import FINAL_ROUNDS
 
 AnswerT = TypeVar("AnswerT", Run, Device)
 
@@ -58,7 +64,7 @@ def keep_base(fleet: Fleet, source: Path) -> str:
 
 
 def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
-    """Start a run: its first round is planned by the next `step`.
+    """Start a run: its first round is planned by whoever drives it.
 
     Raises:
         ContractError: ``run-exists``; ``another-request``; ``bad-value``;
@@ -77,8 +83,8 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
             )
         terms: dict[str, Any] = asdict(new)
         terms |= {
-            "plan": _keep(fleet, tx, new.plan, "plan"),
-            "manifest": _keep(fleet, tx, new.manifest, "manifest"),
+            "plan": keep_artefact(fleet, tx, new.plan, "plan"),
+            "manifest": keep_artefact(fleet, tx, new.manifest, "manifest"),
             "rounds_planned": terms.pop("rounds"),
         }
         return tx.add(Run(state="running", started_ms=fleet.now_ms(), **terms))
@@ -118,15 +124,17 @@ def stop_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     return _command(fleet, request_id, "stop-run", {"run_id": run_id}, Run, stop)
 
 
-def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: int) -> Run:
-    """Announce more rounds: rounds that open from now on are under this plan.
+def add_rounds(
+    fleet: Fleet, request_id: str, run_id: str, more: int, extended: Callable[[bytes], bytes]
+) -> Run:
+    """Announce more rounds: rounds that open from now on are under another plan.
 
     Args:
         fleet: The fleet.
         request_id: The caller's.
         run_id: Which run.
-        plan: The new plan's canonical encoding.
-        rounds: How many rounds it has in all, more than before.
+        more: How many more rounds.
+        extended: Makes that plan's canonical encoding from the present one's.
 
     Raises:
         ContractError: ``bad-value``: not more rounds; ``run-over``.
@@ -134,15 +142,15 @@ def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: 
 
     def add(tx: Writer) -> Run:
         run = require(tx, Run, run_id)
-        if rounds <= run.rounds_planned:
-            raise ContractError("bad-value", expected("rounds", rounds, f"> {run.rounds_planned}"))
+        if more < 1:
+            raise ContractError("bad-value", expected("rounds", more, ">= 1"))
         if run.state == "stopped":
             raise ContractError("run-over", "the run was stopped")
-        run = tx.change(run, plan=_keep(fleet, tx, plan, "plan"), rounds_planned=rounds)
+        plan = keep_artefact(fleet, tx, extended(fleet.artefacts.read(run.plan)), "plan")
+        run = tx.change(run, plan=plan, rounds_planned=run.rounds_planned + more)
         return _move(tx, run, "running") if run.state == "done" else run
 
-    said = {"run_id": run_id, "plan": plan.hex(), "rounds": rounds}
-    return _command(fleet, request_id, "add-rounds", said, Run, add)
+    return _command(fleet, request_id, "add-rounds", {"run_id": run_id, "more": more}, Run, add)
 
 
 def change_cohort(
@@ -273,7 +281,3 @@ def _move(tx: Writer, run: Run, state: str, **changes: object) -> Run:
     if run.state == "stopped" or (state == "paused" and run.state != "running"):
         raise ContractError("run-over", f"the run is {run.state}")
     return move(tx, run, state, **changes)
-
-
-def _keep(fleet: Fleet, tx: Writer, data: bytes, kind: ArtefactKind) -> str:
-    return name_artefact(fleet, tx, fleet.artefacts.put(data), kind)

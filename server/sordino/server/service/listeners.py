@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from cryptography import x509
 
 from sordino.core.errors import TrustError
 from sordino.core.trust import takes_tls12
@@ -47,6 +48,8 @@ def open_listener(
     interceptors: list[Any],
     *,
     client_certificates: bool,
+    service: str = SERVICE,
+    clients: x509.Certificate | None = None,
 ) -> Listener:
     """Bind one listener; it serves once its server is started. On the running event loop.
 
@@ -56,6 +59,8 @@ def open_listener(
         handlers: The methods.
         interceptors: Outermost first.
         client_certificates: Whether it is the fleet's; else it is that of `Enroll`.
+        service: Whose methods they are.
+        clients: Who certified those that may call; None: the fleet's authority.
 
     Raises:
         TrustError: The port is taken, the host isn't this machine's, or there is no certificate.
@@ -65,12 +70,14 @@ def open_listener(
         interceptors=interceptors,
         options=_options(settings, open_to_all=not client_certificates),
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     try:
         if settings.insecure_loopback:
             port = server.add_insecure_port(address)
         else:
-            credentials = server_credentials(folder, client_certificates=client_certificates)
+            credentials = server_credentials(
+                folder, client_certificates=client_certificates, clients=clients
+            )
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise TrustError(

@@ -77,6 +77,7 @@ class Round:
         round: From 1.
         state: How far it came.
         plan: The plan it is under.
+        settings: What else devices are told of the work, as JSON: `lora` and `train`.
         adapter_before: What devices are given; empty: the initial one.
         adapter_after: What was made of their answers; empty: nothing yet.
         asked: Devices that were asked.
@@ -103,6 +104,7 @@ class Round:
     deadline_ms: int = 0
     closed_ms: int = 0
     reason: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
