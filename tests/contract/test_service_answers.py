@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import fleets
+from support.agents import start
 from support.contracts import raw, raw_tensor, raw_update
 from support.devices import RefusedError, chunks, coordinator
-from support.federation import LORA, MANIFEST, TRAIN, filled, make_plan
+from support.federation import LORA, MANIFEST, filled, make_plan
 from support.fleets import RUN, get, rows_of
 
 from sordino.core import adapters
 from sordino.core.contract import SignedHead, encode_update
 from sordino.core.records import Receipt, Update
-from sordino.core.settings import to_toml
 from sordino.privacy.ledger.keys import LedgerKey
 from sordino.protos.v1 import fleet_pb2
 from sordino.server import fleet_rounds as fr
@@ -118,21 +117,9 @@ REJECTIONS = {
 @pytest.fixture(scope="module")
 def at(tmp_path_factory):
     """A coordinator with a real run, whose round has asked a device for each case."""
-    with coordinator(tmp_path_factory.mktemp("fleet")) as made:
-        made.work = fr.AdapterWork(
-            read=made.fleet.artefacts.read, manifest=MANIFEST, lora=LORA, train=TRAIN
-        )
+    with coordinator(tmp_path_factory.mktemp("fleet"), work=fr.AdapterWork) as made:
         made.free = [made.admit(f"d{number}") for number in range(len(REJECTIONS) + 3)]
-        fleets.start(
-            made.fleet,
-            made.folder,
-            trust=PLAN.trust,
-            settings="[lora]\n" + to_toml(LORA) + "[train]\n" + to_toml(TRAIN),
-            plan=PLAN.canonical(),
-            manifest=MANIFEST.canonical(),
-            cohort=len(made.free),
-        )
-        made.advance()
+        start(made, plan=PLAN, cohort=len(made.free))
         yield made
 
 

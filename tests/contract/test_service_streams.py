@@ -306,7 +306,7 @@ def test_what_came_before_a_cut_is_kept(sending):
     offset = device.offer(at.task, at.data).offset
     assert offset == MIB
     assert device.push(at.task, at.upload, at.data, offset) == ("ACCEPTED", len(at.data))
-    fr.advance(at.fleet, at.work, RUN)
+    at.advance()
     assert adapter(at.fleet) == [[1, 1]]
 
 

@@ -164,6 +164,13 @@ def settings(**changes: Any) -> ServiceSettings:
     return ServiceSettings(**{**given, **changes})
 
 
+def work_on(kind: Any, fleet: fr.Fleet) -> Any:
+    """Work of a kind, or as it is given."""
+    if not isinstance(kind, type):
+        return kind
+    return kind(fleet) if kind is fr.AdapterWork else kind()
+
+
 @contextmanager
 def coordinator(
     folder: Path, *, work: Any = None, limits: fr.Limits | None = None, **changes: Any
@@ -172,15 +179,14 @@ def coordinator(
 
     `work` is `fr.AdapterWork` for a run that trains; else the checks of the fleet are `Powers`'.
     """
-    clock, bell = Moved(), Bell()
+    clock, bell, work = Moved(), Bell(), work or fleets.Powers
     if not (folder / "ca.key").exists():
         make_folder(folder, clock())
     with (
         fr.open_fleet(folder, now_ms=clock, limits=limits, at=bell.hook()) as fleet,
         FleetService(fleet, bell, folder, settings(**changes), lambda _: made.work) as service,
     ):
-        check = work(fleet) if isinstance(work, type) else work or fleets.Powers()
-        made = Coordinator(folder, fleet, bell, service, clock, check)
+        made = Coordinator(folder, fleet, bell, service, clock, work_on(work, fleet))
         try:
             yield made
         finally:

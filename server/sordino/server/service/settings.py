@@ -75,7 +75,7 @@ class ServiceSettings:
     idle_s: float = 300.0
     age_s: float = 3600.0
     age_grace_s: float = 900.0
-    threads: int = 8
+    threads: int = 16
     check_threads: int = 2
     grace_s: float = 10.0
 
