@@ -25,7 +25,7 @@ hosts = ["127.0.0.1"]
 enroll = "127.0.0.1:0"
 fleet = "127.0.0.1:0"
 operator = "127.0.0.1:0"
-status = ""
+status = "127.0.0.1:0"
 
 [service]
 calls_per_minute = 100_000

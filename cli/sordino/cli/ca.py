@@ -17,6 +17,7 @@ from sordino.core.errors import TrustError
 
 if TYPE_CHECKING:
     from sordino.server.enroll import Authority, MembershipStore
+    from sordino.server.fleet_rounds import Fleet
 
 app = typer.Typer(help="A fleet's certificate authority and its members.", no_args_is_help=True)
 
@@ -165,18 +166,27 @@ def renew_server(
 
 @contextmanager
 def members(folder: Path, store: str | None) -> Iterator[MembershipStore]:
-    """Where the coordinator of this folder keeps its members; whether it serves or not.
+    """Where the coordinator of this folder keeps its members; errors as of `opened`."""
+    from sordino.server.fleet_rounds import Members
+
+    with opened(folder, store) as fleet:
+        yield Members(fleet)
+
+
+@contextmanager
+def opened(folder: Path, store: str | None) -> Iterator[Fleet]:
+    """The store of this folder's coordinator, whether that serves or not.
 
     Raises:
         TrustError: The folder is no fleet's.
         StoreError: The store can't be used.
     """
     from sordino.server.enroll.files import CERTIFICATE, read_certificate
-    from sordino.server.fleet_rounds import Members, open_beside
+    from sordino.server.fleet_rounds import open_beside
 
     read_certificate(folder / CERTIFICATE)  # a folder that was mistyped isn't made a fleet's
     with open_beside(folder, url=store) as fleet:
-        yield Members(fleet)
+        yield fleet
 
 
 def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> int:

@@ -13,13 +13,17 @@ from sordino.cli import (
     ca,
     claim,
     demo,
+    devices,
     doctor,
+    export,
     join,
     ledger,
     models,
     policy,
+    runs,
     serve,
     simulate,
+    watch,
 )
 from sordino.core.errors import SordinoError
 
@@ -41,6 +45,10 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(models.app, name="models")
 app.add_typer(ca.app, name="ca")
+app.add_typer(runs.app, name="runs")
+app.add_typer(devices.app, name="devices")
+app.command("watch")(watch.watch)
+app.command("export")(export.export)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from sordino.server.bases import gguf_file, read_architecture
 from sordino.server.operator.settings import OperatorSettings
 from sordino.server.plans import plans_of
 from sordino.server.service import ServiceSettings
+from sordino.server.status import StatusSettings
 
 _TENSOR_BYTES: Final = 512  # a tensor's name and shape, and what frames them
 _MESSAGE_BYTES: Final = 4096  # what else an update holds
@@ -33,12 +34,14 @@ class Addresses:
         fleet: By members. A device takes the port after `enroll`'s, unless it is told otherwise.
         operator: By operators.
         status: By people's browsers and what collects figures; empty: nowhere.
+        status_hosts: Further names that the page is asked for by, through a proxy.
     """
 
     enroll: str = "0.0.0.0:7420"
     fleet: str = "0.0.0.0:7421"
     operator: str = "127.0.0.1:7422"
     status: str = "127.0.0.1:7423"
+    status_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,12 @@ class FleetConfig:
             **vars(self.service),
         )
 
+    def status_settings(self) -> StatusSettings | None:
+        """What the page is told; None: there is none."""
+        if not self.addresses.status:
+            return None
+        return StatusSettings(address=self.addresses.status, hosts=self.addresses.status_hosts)
+
     def operator_settings(self) -> OperatorSettings:
         """What the service for operators is told."""
         return OperatorSettings(address=self.addresses.operator)
@@ -129,7 +138,8 @@ def load_fleet(path: Path) -> FleetConfig:
         ConfigError: It can't be read, isn't TOML, or holds something unknown or impossible.
     """
     config = build(FleetConfig, _parsed(_read(path), str(path)))
-    _ = config.service_settings(None), config.operator_settings()  # refuse bad addresses now
+    # Bad addresses are refused now.
+    _ = config.service_settings(None), config.operator_settings(), config.status_settings()
     here = path.absolute().parent
     secret = str(here / config.passphrase_file) if config.passphrase_file else ""
     return replace(

@@ -20,6 +20,7 @@ from sordino.server.grid import Coordinator
 from sordino.server.operator.commands import StartOrder
 from sordino.server.operator.service import OperatorService
 from sordino.server.service import FleetService
+from sordino.server.status import StatusServer
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,23 @@ class Serving:
         fleet: Rows and files.
         service: What devices call.
         operator: What operators call.
+        status: What browsers call, and who collects figures; None: nobody.
     """
 
     fleet: fr.Fleet
     service: FleetService
     operator: OperatorService
+    status: StatusServer | None = None
 
     @property
     def addresses(self) -> dict[str, str]:
         """Where each of its services is called."""
-        return {
+        known = {
             "enroll": self.service.enroll_address,
             "fleet": self.service.fleet_address,
             "operator": self.operator.address,
         }
+        return known | ({"status": self.status.address} if self.status else {})
 
     @property
     def failed(self) -> bool:
@@ -92,7 +96,24 @@ def serving(
         operator = stack.enter_context(
             OperatorService(fleet, bell, folder, config.operator_settings(), start, service.online)
         )
-        yield Serving(fleet, service, operator)
+        status = _status(config, fleet, service, operator)
+        yield Serving(fleet, service, operator, stack.enter_context(status) if status else None)
+
+
+def _status(
+    config: FleetConfig, fleet: fr.Fleet, service: FleetService, operator: OperatorService
+) -> StatusServer | None:
+    settings = config.status_settings()
+    if settings is None:
+        return None
+    return StatusServer(
+        fleet,
+        Path(config.folder),
+        settings,
+        figures=service.figures,
+        online=service.online,
+        ready=lambda: service.ready() and operator.ready(),
+    )
 
 
 def _check_hosts(folder: Path, hosts: tuple[str, ...]) -> None:

@@ -45,6 +45,7 @@ _ROUND_STATES: Final = {
 }
 _DROPPED: Final = ("rejected", "declined", "expired", "cancelled")
 _MOST_REASONS: Final = 256
+_MINUTE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ class View:
             display_name=row.name,
             state=operator_pb2.DeviceState.Value(f"DEVICE_STATE_{self.standing(row).upper()}"),
             software=row.software,
-            last_seen_unix_ms=row.last_seen_ms,
+            last_seen_unix_ms=self._seen(row),
             not_after_unix_ms=max((one.not_after_ms for one in held), default=0),
         )
         if self.secret:
@@ -138,6 +139,13 @@ class View:
         if shown or (row.state == "resting" and not self.secret):
             return row.state
         return "online" if row.device_id in self.online else "offline"
+
+    def _seen(self, row: Device) -> int:
+        """When a device was last heard of; where counts are secret, not to the second.
+
+        Every device is heard of each minute, but one that answers also when it does.
+        """
+        return row.last_seen_ms // _MINUTE_MS * _MINUTE_MS if self.secret else row.last_seen_ms
 
     def last_head(self, device_id: str) -> Head | None:
         """The newest head that is kept of a device's ledger."""
