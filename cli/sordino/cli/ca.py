@@ -45,7 +45,7 @@ def init(
     now = _now()
     authority = enroll.new_authority(now_unix_ms=now)
     issued = enroll.issue_server(authority, host, now_unix_ms=now)
-    enroll.create_folder(folder, authority, _passphrase(passphrase_file))
+    enroll.create_folder(folder, authority, read_passphrase(passphrase_file))
     enroll.write_server_certificate(folder, authority, issued)
     enroll.write_revocation_list(folder, authority, [], now_unix_ms=now)
     _admit(folder, FIRST, folder / FIRST, passphrase_file)
@@ -193,7 +193,7 @@ def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> 
     """Issue an operator's certificate, and give its end."""
     from sordino.server import enroll
 
-    now, passphrase = _now(), _passphrase(passphrase_file)
+    now, passphrase = _now(), read_passphrase(passphrase_file)
     fleet = enroll.load_authority(folder, passphrase).fleet
     operators = enroll.create_operators(folder, fleet, passphrase, now_unix_ms=now)
     made = enroll.admit_operator(folder, operators, fleet, name, out, now_unix_ms=now)
@@ -203,10 +203,15 @@ def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> 
 def _authority(folder: Path, passphrase_file: Path | None) -> Authority:
     from sordino.server.enroll import load_authority
 
-    return load_authority(folder, _passphrase(passphrase_file))
+    return load_authority(folder, read_passphrase(passphrase_file))
 
 
-def _passphrase(file: Path | None) -> bytes | None:
+def read_passphrase(file: Path | None) -> bytes | None:
+    """The first line of a file; None without one.
+
+    Raises:
+        TrustError: It can't be read, or is empty.
+    """
     if file is None:
         return None
     try:

@@ -16,10 +16,12 @@ from sordino.cli import (
     devices,
     doctor,
     export,
+    join,
     ledger,
     models,
     policy,
     runs,
+    serve,
     simulate,
     watch,
 )
@@ -33,6 +35,9 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
+app.command("join")(join.join)
+app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
 app.add_typer(bench.app, name="bench")

@@ -220,12 +220,12 @@ def run_federation(
         figures = {**round_figures(report), **after_round(number)}
         save_round(variant.folder, variant.name, number, figures)
 
-    rounds = MemoryRounds(
+    course = MemoryRounds(
         strategy, adapter, node_ids=variant.nodes, start_round=done + 1, on_round=keep
     )
-    app = federation_app(rounds, on_reply=lambda _: progress.advance())
+    app = federation_app(course, on_reply=lambda _: progress.advance())
     app(grid, Context(1, 1, {}, RecordDict(), {}))
-    return rounds.adapter
+    return course.adapter
 
 
 def _asked_share(plan: AnyPlan) -> float:

@@ -183,7 +183,9 @@ class Failing:
         reason = getattr(error, "reason", "")
         about = {"method": self._method, "device": name_of(self._context)}
         if isinstance(error, SordinoError) and reason in contract.REASONS:
-            say(_LOG, "call-refused", logging.WARNING, **about, word=reason)
+            # A caller that calls too often doesn't fill the log too.
+            level = logging.DEBUG if reason == "rate-limited" else logging.WARNING
+            say(_LOG, "call-refused", level, **about, word=reason)
             await self._abort(reason, str(error), getattr(error, "retry_after_ms", 0))
         elif isinstance(error, Exception):
             _LOG.error("%s failed for %s", *about.values(), exc_info=error)

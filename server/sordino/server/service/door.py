@@ -55,27 +55,37 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Put the door before a method's handler (gRPC's own signature)."""
         handler = await continuation(handler_call_details)
         if handler is None:
-            return None  # gRPC says UNIMPLEMENTED
+            return grpc.stream_unary_rpc_method_handler(self._unknown)
         return self._guarded(handler, handler_call_details.method)
+
+    async def _unknown(self, messages: Any, context: Any) -> None:
+        """A method that there isn't, counted under one name whatever it was called."""
+        async with self._entered(context, "unknown"):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown-method")
 
     def _guarded(self, handler: Any, method: str) -> Any:
         serializer = self._measured(handler.response_serializer)
-        whole, parts = handler.unary_unary or handler.stream_unary, None
-        if handler.response_streaming:
-            parts = handler.unary_stream or handler.stream_stream
+        behaviour = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
 
         async def single(messages: Any, context: Any) -> Any:
             async with self._entered(context, method):
-                return await whole(await self._request(messages, handler), context)
+                return await behaviour(await self._request(messages, handler), context)
 
         async def several(messages: Any, context: Any) -> None:
             async with self._entered(context, method):
                 request = await self._request(messages, handler)
-                async with aclosing(parts(request, context)) as answers:
+                async with aclosing(behaviour(request, context)) as answers:
                     async for answer in answers:
-                        await self._in_time(context.write(answer), "the answer to be taken")
+                        # Whoever doesn't take it holds one of its own places, until its connection
+                        # has come of age: gRPC can't end a call whose answer is stuck.
+                        await context.write(answer)
 
-        if parts is not None:
+        if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(several, response_serializer=serializer)
         return grpc.stream_unary_rpc_method_handler(single, response_serializer=serializer)
 
@@ -136,10 +146,14 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """What a method is given: its one request, or the stream of them."""
         if handler.request_streaming:
             return self._incoming(messages)
+        limit_s = self._settings.message_s
         try:
-            data = await self._in_time(anext(messages), "the request")
+            async with asyncio.timeout(limit_s):
+                data = await anext(messages)
         except StopAsyncIteration as error:
             raise ContractError("missing-field", "the call ended before its request") from error
+        except TimeoutError as error:
+            raise ContractError("too-slow", f"expected the request within {limit_s} s") from error
         self._counters.moved(up=len(data))
         return data
 
@@ -147,14 +161,6 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async for data in messages:
             self._counters.moved(up=len(data))
             yield data
-
-    async def _in_time(self, coming: Awaitable[Any], what: str) -> Any:
-        limit_s = self._settings.message_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await coming
-        except TimeoutError as error:
-            raise ContractError("too-slow", f"expected {what} within {limit_s} s") from error
 
     def _measured(self, serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
         def measured(message: Any) -> bytes:

@@ -151,4 +151,5 @@ def _head(known: Head) -> common_pb2.LedgerHead:
 
 
 def _plain(message: Any) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True)
+    plain: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return plain

@@ -15,15 +15,16 @@ from typing import Any, Final
 import grpc
 
 from sordino.core import contract
-from sordino.core.errors import SordinoError, StoreError
+from sordino.core.errors import StoreError
 from sordino.server.bell import Bell
 from sordino.server.enroll import load_authority
-from sordino.server.enroll.interceptor import Authentication
+from sordino.server.enroll.interceptor import Authentication, of_connection
 from sordino.server.fleet_rounds import Fleet, Members, Work
 from sordino.server.logs import say
 from sordino.server.service.door import Door
 from sordino.server.service.figures import Counters, ServiceFigures, ServiceState
 from sordino.server.service.listeners import Listener, open_listener
+from sordino.server.service.loopback import stated_transport
 from sordino.server.service.membership import Membership
 from sordino.server.service.presence import Presence
 from sordino.server.service.settings import ServiceSettings
@@ -156,9 +157,9 @@ class FleetService:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except (SordinoError, OSError) as error:
+        except Exception as error:  # whatever it was: whoever started the service must know
             self._error = error
-            say(_LOG, "service-failed", logging.ERROR, why=str(error))
+            _LOG.error("the service failed", exc_info=error)
         finally:
             self._state = "stopped"
             self._settled.set()
@@ -186,7 +187,7 @@ class FleetService:
 
     async def _begin(self, uploads: Uploads) -> None:
         handlers = _handlers(Membership(self._shared), Tasks(self._shared), uploads)
-        now = self._shared.fleet.now_ms
+        now, plain = self._shared.fleet.now_ms, self._settings.insecure_loopback
         door = Door(
             self._settings, self._shared.counters, state=lambda: self._state, now_unix_ms=now
         )
@@ -195,6 +196,7 @@ class FleetService:
             [self._shared.authority.certificate],
             now_unix_ms=now,
             first_message_s=self._settings.message_s,
+            transport_of=stated_transport(self._shared.members) if plain else of_connection,
         )
         for client_certificates in (True, False):
             listener = open_listener(
@@ -206,7 +208,7 @@ class FleetService:
             )
             self._listeners.append(listener)
             await listener.server.start()
-            if not self._settings.insecure_loopback:
+            if not plain:
                 await asyncio.to_thread(listener.require_tls13)
         self._state = "serving"
         say(_LOG, "service-started", fleet=self.fleet_address, enroll=self.enroll_address)

@@ -9,11 +9,13 @@ from sordino.core.errors import ContractError
 from sordino.protos.v1 import fleet_pb2
 from sordino.server.enroll import Authority, Call
 from sordino.server.fleet_rounds import Fleet, Members, Work
+from sordino.server.fleet_rounds.context import require
+from sordino.server.fleet_rounds.devices import GONE
 from sordino.server.service.figures import Counters
 from sordino.server.service.presence import Presence
 from sordino.server.service.settings import ServiceSettings
-from sordino.server.store import Task
-from sordino.server.store.records import TaskState
+from sordino.server.store import Device, Reader, Task
+from sordino.server.store.records import TaskState, UploadState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,18 @@ class Shared:
     presence: Presence
 
 
+def require_member(rows: Reader, device_id: str) -> Device:
+    """The device, if it still is a member: what a stream that is open asks now and then.
+
+    Raises:
+        ContractError: ``certificate-revoked``.
+    """
+    device = require(rows, Device, device_id)
+    if device.state in GONE:
+        raise ContractError("certificate-revoked", f"{device_id} isn't a member any more")
+    return device
+
+
 def require_about(call: Call, task: Task) -> None:
     """Hold what a call states against the task that it is about.
 
@@ -54,4 +68,11 @@ def require_about(call: Call, task: Task) -> None:
 
 def task_state(state: TaskState) -> fleet_pb2.TaskState:
     """A task's state as it travels."""
-    return fleet_pb2.TaskState.Value(f"TASK_STATE_{state.upper()}")
+    value: fleet_pb2.TaskState = fleet_pb2.TaskState.Value(f"TASK_STATE_{state.upper()}")
+    return value
+
+
+def upload_state(state: UploadState) -> fleet_pb2.UploadState:
+    """An upload's state as it travels."""
+    value: fleet_pb2.UploadState = fleet_pb2.UploadState.Value(f"UPLOAD_STATE_{state.upper()}")
+    return value

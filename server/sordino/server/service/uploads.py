@@ -24,7 +24,7 @@ from sordino.server.fleet_rounds import Stream, finish_upload, offer_upload
 from sordino.server.fleet_rounds.context import require
 from sordino.server.fleet_rounds.tasks import task_of
 from sordino.server.logs import say
-from sordino.server.service.shared import Shared, require_about
+from sordino.server.service.shared import Shared, require_about, require_member, upload_state
 from sordino.server.store import Task, Upload
 
 _LOG = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Uploads:
             self._check(upload)
         return fleet_pb2.OfferUploadResponse(
             upload_id=upload.upload_id,
-            state=fleet_pb2.UploadState.Value(f"UPLOAD_STATE_{upload.state.upper()}"),
+            state=upload_state(upload.state),
             offset=upload.stored,
             reason=upload.reason,
         )
@@ -117,17 +117,14 @@ class Uploads:
             upload = await self._take(opened, stream.rest, sending)
         if upload.state == "checking":
             upload = await self._check(upload)
-        state = "ACCEPTED" if upload.state == "accepted" else "OPEN"
-        return fleet_pb2.PushUpdateResponse(
-            state=fleet_pb2.UploadState.Value(f"UPLOAD_STATE_{state}"), offset=upload.stored
-        )
+        return fleet_pb2.PushUpdateResponse(state=upload_state(upload.state), offset=upload.stored)
 
     @asynccontextmanager
     async def _place(self, upload_id: str, sending: _Sending) -> AsyncIterator[None]:
         """One of the places for streams, as the only stream of an upload.
 
         Raises:
-            ContractError: ``too-many-uploads``: none became free.
+            ContractError: ``too-many-uploads``: none became free; ``superseded``.
         """
         try:
             async with asyncio.timeout(self._shared.settings.upload_wait_s):
@@ -138,7 +135,9 @@ class Uploads:
             ) from error
         self._shared.counters.uploading(1)
         try:
+            _require_wanted(sending)
             await self._end(upload_id, "superseded")
+            _require_wanted(sending)
             self._sending[upload_id] = sending
             try:
                 yield
@@ -169,11 +168,15 @@ class Uploads:
         """Write what comes, up to the last byte or the stream's end, and make it durable."""
         if opened.upload.state != "open":
             return opened.upload  # it came whole before
+        looked, tick_s = time.monotonic(), self._shared.settings.tick_ms / 1000
         try:
             while opened.received < opened.upload.size:
                 message = await self._next(rest, sending, opened)
                 if message is None:
                     break
+                if time.monotonic() - looked > tick_s:
+                    looked = time.monotonic()
+                    await asyncio.to_thread(self._look, opened.upload)
                 await asyncio.to_thread(_write, opened, message)
         except ContractError:
             if sending.why != "superseded":  # else the offset that the newer one knows must stay
@@ -191,9 +194,9 @@ class Uploads:
             ContractError: ``superseded`` or ``too-slow``.
         """
         settings, begun = self._shared.settings, time.monotonic()
-        coming = asyncio.ensure_future(anext(rest, None))
+        coming: asyncio.Future[Any] = asyncio.ensure_future(anext(rest, None))
         await asyncio.wait(
-            {coming, sending.end},
+            (coming, sending.end),
             timeout=settings.message_s,
             return_when=asyncio.FIRST_COMPLETED,
         )
@@ -202,8 +205,7 @@ class Uploads:
             coming.add_done_callback(_forget)
         if sending.why == "cut":
             return None
-        if sending.why:
-            raise ContractError("superseded", "a newer call is about this upload")
+        _require_wanted(sending)
         sending.waited_s += time.monotonic() - begun
         came = opened.received - opened.upload.stored
         slow = sending.waited_s > settings.message_s and (
@@ -212,7 +214,21 @@ class Uploads:
         if not coming.done() or slow:
             required = f"a chunk each {settings.message_s} s, {settings.bytes_per_s} bytes/s"
             raise ContractError("too-slow", f"expected {required}")
-        return None if coming.cancelled() else coming.result()
+        if coming.cancelled() or coming.exception() is not None:
+            return None  # the connection is gone
+        message: bytes | None = coming.result()
+        return message
+
+    def _look(self, begun: Upload) -> None:
+        """Whether what is being sent may still come to something.
+
+        Raises:
+            ContractError: ``certificate-revoked`` or ``task-over``.
+        """
+        with self._fleet.store.read() as rows:
+            require_member(rows, begun.device_id)
+            if require(rows, Upload, begun.upload_id).state == "discarded":
+                raise ContractError("task-over", "the upload was discarded")
 
     def _check(self, upload: Upload) -> asyncio.Future[Upload]:
         """The one check of a whole upload that is under way, begun if there is none."""
@@ -225,7 +241,11 @@ class Uploads:
         return self._checks[name]
 
     async def _checked(self, upload: Upload) -> Upload:
-        about = {"device": upload.device_id, "task": upload.task_id, "bytes": upload.size}
+        about: dict[str, Any] = {
+            "device": upload.device_id,
+            "task": upload.task_id,
+            "bytes": upload.size,
+        }
         loop = asyncio.get_running_loop()
         try:
             done = await loop.run_in_executor(self._checking, self._finish, upload)
@@ -242,6 +262,11 @@ class Uploads:
         with self._fleet.store.read() as rows:
             run_id = require(rows, Task, upload.task_id).run_id
         return finish_upload(self._fleet, self._shared.work_of(run_id), upload.upload_id)
+
+
+def _require_wanted(sending: _Sending) -> None:
+    if sending.end.done():
+        raise ContractError("superseded", "a newer call is about this upload, or this one is gone")
 
 
 def _write(opened: Stream, message: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Final
 
 from sordino.core.errors import SordinoError
@@ -16,6 +17,9 @@ from sordino.server.store.records import UNFINISHED_TASKS
 
 SETTLE_S: Final = 0.02
 """Rings within so long of each other are one look."""
+
+REST: Final = 4
+"""So many times as long as a look took is the least until the next one."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,11 +48,12 @@ class Watch:
         """Watch until cancelled; a store that can't be read is tried again."""
         heard = self._bell.count
         while True:
+            begun = time.monotonic()
             try:
                 self._presence.wake(await asyncio.to_thread(self._look))
             except SordinoError as error:
                 say(_LOG, "watch-failed", logging.ERROR, why=str(error))
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(max(SETTLE_S, REST * (time.monotonic() - begun)))
             heard = await self._bell.listen(heard, self._tick_s)
 
     def _look(self) -> list[str]:
@@ -57,7 +62,9 @@ class Watch:
             number = rows.largest(Event, "number")
             if number == self._number:
                 return []
-            now = {row.device_id: (row.state,) for row in rows.all(Device)}
+            now: dict[str, tuple[str, ...]] = {
+                row.device_id: (row.state,) for row in rows.all(Device)
+            }
             for task in rows.all(Task, state=UNFINISHED_TASKS):
                 now[task.device_id] = (*now[task.device_id], task.task_id)
         before, self._known, self._number = self._known, now, number

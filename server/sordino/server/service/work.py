@@ -16,12 +16,11 @@ from sordino.protos.v1 import common_pb2, fleet_pb2, work_pb2
 from sordino.server.enroll import Call, Peer
 from sordino.server.fleet_rounds import acknowledge, decline, may_fetch, task_for
 from sordino.server.fleet_rounds.context import require
-from sordino.server.fleet_rounds.devices import GONE
 from sordino.server.fleet_rounds.tasks import task_of
 from sordino.server.service.membership import cancelled
-from sordino.server.service.orders import order_message
-from sordino.server.service.shared import Shared, require_about, task_state
-from sordino.server.store import Certificate, Device, Task
+from sordino.server.service.orders import Orders
+from sordino.server.service.shared import Shared, require_about, require_member, task_state
+from sordino.server.store import ArtefactRow, Certificate, Task
 
 _KINDS: Final = {
     "base": common_pb2.ARTEFACT_KIND_BASE_GGUF,
@@ -55,6 +54,7 @@ class Tasks:
 
     def __init__(self, shared: Shared) -> None:
         self._shared, self._fleet = shared, shared.fleet
+        self._orders = Orders(shared.fleet)
 
     async def pull(self, call: Call, context: Any) -> AsyncIterator[fleet_pb2.PullTaskResponse]:
         """Wait for work, and say what becomes of it."""
@@ -111,7 +111,7 @@ class Tasks:
         body: fleet_pb2.FetchArtefactRequest = call.opened.body
         sha256, offset = body.sha256.hex(), body.offset
         device_id, settings = call.peer.device_id, self._shared.settings
-        row = await asyncio.to_thread(may_fetch, self._fleet, device_id, sha256)
+        row = await asyncio.to_thread(self._permitted, device_id, sha256)
         if offset > row.size:
             raise ContractError("wrong-offset", expected("offset", offset, f"<= {row.size}"))
         named = contract.artefact_message(Artefact(sha256=sha256, size=row.size), _KINDS[row.kind])
@@ -119,12 +119,17 @@ class Tasks:
         looked = time.monotonic()
         while offset < row.size:
             if time.monotonic() - looked > settings.tick_ms / 1000:
-                await asyncio.to_thread(may_fetch, self._fleet, device_id, sha256)
+                await asyncio.to_thread(self._permitted, device_id, sha256)
                 looked = time.monotonic()
             data = await asyncio.to_thread(self._piece, sha256, offset)
             chunk = common_pb2.Chunk(offset=offset, data=data)
             yield fleet_pb2.FetchArtefactResponse(chunk=chunk)
             offset += len(data)
+
+    def _permitted(self, device_id: str, sha256: str) -> ArtefactRow:
+        with self._fleet.store.read() as rows:
+            require_member(rows, device_id)
+        return may_fetch(self._fleet, device_id, sha256)
 
     def _piece(self, sha256: str, offset: int) -> bytes:
         return next(self._fleet.artefacts.chunks(sha256, offset, self._shared.settings.chunk_bytes))
@@ -136,20 +141,16 @@ class Tasks:
     def _look(self, peer: Peer, sent: Sequence[str]) -> _Look:
         now = self._fleet.now_ms()
         with self._fleet.store.read() as rows:
-            device = require(rows, Device, peer.device_id)
+            device = require_member(rows, peer.device_id)
             shown = rows.find(Certificate, peer.serial)
             tasks = [require(rows, Task, task_id) for task_id in sent]
-        if device.state in GONE:
-            raise ContractError(
-                "certificate-revoked", f"{device.device_id} isn't a member any more"
-            )
         if shown is None or shown.not_after_ms <= now:
             raise ContractError("certificate-expired", "the certificate has ended: enrol anew")
         task = task_for(self._fleet, peer.device_id)
         new = task is not None and task.task_id not in sent
         rests = device.rests_until_ms - now if device.state == "resting" else 0
         return _Look(
-            order=order_message(self._fleet, task) if task is not None and new else None,
+            order=self._orders.message(task) if task is not None and new else None,
             over=[each for each in tasks if each.state not in ("offered", "taken")],
             rest_ms=max(0, rests),
         )
