@@ -6,9 +6,10 @@ What it sends is up to the test: `Powers` (support/fleets.py) takes numbers, `Ad
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from sordino.server import enroll
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
 from sordino.server.service import FleetService, ServiceSettings
+from sordino.server.store import Nonce, Upload
+from sordino.server.store.schema import TABLES
 from support import fleets
 from support.contracts import make_hello
-from support.members import DAY
+from support.members import DAY, join
 
 SERVICE = "sordino.v1.Fleet"
 CHUNK = 1 << 18
@@ -80,7 +83,7 @@ class Moved:
 
 @dataclass
 class Coordinator:
-    """What serves, and all it serves from."""
+    """What serves, and all it serves from. Its work may be another from now on."""
 
     folder: Path
     fleet: fr.Fleet
@@ -101,10 +104,34 @@ class Coordinator:
 
     def enrol(self, name: str) -> Device:
         """A new member, by the wire; its channel is closed with the coordinator."""
-        folder = self.folder / "devices" / name
-        made = Device.enrol(folder, self.service, self.token())
+        made = Device.enrol(self.folder / "devices" / name, self.service, self.token())
         self.devices.append(made)
         return made
+
+    def admit(self, name: str, now: int = 0) -> Device:
+        """A new member without a call, perhaps of long ago, which hasn't called yet."""
+        folder, members = self.folder / "devices" / name, fr.Members(self.fleet)
+        who = join(folder, self.authority, members, now or self.clock())
+        made = Device(who, self.service.fleet_address)
+        self.devices.append(made)
+        return made
+
+    def state(self) -> list[Any]:
+        """All that a refused call must leave as it is: every row, and every file.
+
+        But for nonces, and how many streams an upload had: both only ever keep a call from counting
+        twice.
+        """
+        with self.fleet.store.read() as rows:
+            kept = [rows.all(kind) for kind in TABLES if kind not in (Nonce, Upload)]
+            uploads = [replace(row, streams=0) for row in rows.all(Upload)]
+        files = [
+            (path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+            for part in ("artefacts", "uploads")
+            for path in sorted((self.folder / part).rglob("*"))
+            if path.is_file()
+        ]
+        return [*kept, uploads, files]
 
     def start(self, **changes: Any) -> None:
         """Start a run, and open its round for whoever is enrolled."""
@@ -137,6 +164,13 @@ def settings(**changes: Any) -> ServiceSettings:
     return ServiceSettings(**{**given, **changes})
 
 
+def work_on(kind: Any, fleet: fr.Fleet) -> Any:
+    """Work of a kind, or as it is given."""
+    if not isinstance(kind, type):
+        return kind
+    return kind(fleet) if kind is fr.AdapterWork else kind()
+
+
 @contextmanager
 def coordinator(
     folder: Path, *, work: Any = None, limits: fr.Limits | None = None, **changes: Any
@@ -145,18 +179,14 @@ def coordinator(
 
     `work` is `fr.AdapterWork` for a run that trains; else the checks of the fleet are `Powers`'.
     """
-    clock, bell, work = Moved(), Bell(), work or fleets.Powers()
+    clock, bell, work = Moved(), Bell(), work or fleets.Powers
     if not (folder / "ca.key").exists():
         make_folder(folder, clock())
     with (
         fr.open_fleet(folder, now_ms=clock, limits=limits, at=bell.hook()) as fleet,
-        ExitStack() as serving,
+        FleetService(fleet, bell, folder, settings(**changes), lambda _: made.work) as service,
     ):
-        work = work(fleet) if isinstance(work, type) else work
-        service = serving.enter_context(
-            FleetService(fleet, bell, folder, settings(**changes), lambda _: work)
-        )
-        made = Coordinator(folder, fleet, bell, service, clock, work)
+        made = Coordinator(folder, fleet, bell, service, clock, work_on(work, fleet))
         try:
             yield made
         finally:

@@ -105,11 +105,12 @@ def enrol(made, count):
             assert members.admit(name, device, certificate)
 
 
-def start(made, folder, **changes):
-    """Start a run on a base of a few bytes."""
-    source = folder / "base.gguf"
-    source.write_bytes(b"GGUF")
-    base = fr.keep_base(made, source)
+def start(made, folder, base="", **changes):
+    """Start a run, on a base of a few bytes if none is kept."""
+    if not base:
+        source = folder / "base.gguf"
+        source.write_bytes(b"GGUF")
+        base = fr.keep_base(made, source)
     return fr.start_run(made, "start", new_run(base, **changes))
 
 

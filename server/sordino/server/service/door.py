@@ -81,7 +81,9 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 request = await self._request(messages, handler)
                 async with aclosing(behaviour(request, context)) as answers:
                     async for answer in answers:
-                        await self._in_time(context.write(answer), "the answer to be taken")
+                        # Whoever doesn't take it holds one of its own places, until its connection
+                        # has come of age: gRPC can't end a call whose answer is stuck.
+                        await context.write(answer)
 
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(several, response_serializer=serializer)
@@ -144,10 +146,14 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """What a method is given: its one request, or the stream of them."""
         if handler.request_streaming:
             return self._incoming(messages)
+        limit_s = self._settings.message_s
         try:
-            data = await self._in_time(anext(messages), "the request")
+            async with asyncio.timeout(limit_s):
+                data = await anext(messages)
         except StopAsyncIteration as error:
             raise ContractError("missing-field", "the call ended before its request") from error
+        except TimeoutError as error:
+            raise ContractError("too-slow", f"expected the request within {limit_s} s") from error
         self._counters.moved(up=len(data))
         return data
 
@@ -155,14 +161,6 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async for data in messages:
             self._counters.moved(up=len(data))
             yield data
-
-    async def _in_time(self, coming: Awaitable[Any], what: str) -> Any:
-        limit_s = self._settings.message_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await coming
-        except TimeoutError as error:
-            raise ContractError("too-slow", f"expected {what} within {limit_s} s") from error
 
     def _measured(self, serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
         def measured(message: Any) -> bytes:

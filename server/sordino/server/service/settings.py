@@ -32,7 +32,7 @@ class ServiceSettings:
         enrolments_per_minute: From an address.
         uploads_at_once: `PushUpdate` streams that are taken in at a time; further ones wait.
         upload_wait_s: How long they wait before they are sent away.
-        message_s: How long a message may take: a request, a chunk, or the taking of an answer.
+        message_s: How long a message may take to come: a request, or a chunk.
         bytes_per_s: What an upload must come to in the mean, once it is `message_s` old.
         connections: Of devices.
         enroll_connections: By the open listener.
@@ -42,6 +42,8 @@ class ServiceSettings:
         keepalive_s: A silent connection is pinged this often, and closed after as long without an
             answer.
         idle_s: A connection without a call is closed after this.
+        age_s: A connection takes no new calls after this.
+        age_grace_s: Its last calls may take so much longer; then it is closed. Above `wait_ms`.
         threads: That work on the store.
         check_threads: That check whole uploads.
         grace_s: How long calls may take to end when the service stops.
@@ -71,6 +73,8 @@ class ServiceSettings:
     handshake_s: float = 20.0
     keepalive_s: float = 60.0
     idle_s: float = 300.0
+    age_s: float = 3600.0
+    age_grace_s: float = 900.0
     threads: int = 8
     check_threads: int = 2
     grace_s: float = 10.0
