@@ -66,7 +66,7 @@ def play(folder: Path, rounds: int) -> None:
         for number, one in enumerate(parties):
             one.proxy.script = chaos(
                 SEED + number,
-                rate=0.4,
+                rate=0.8,
                 kinds=("cut", "cut", "loss", "stall", "delay", "twin"),
                 most=1 << 14,
             )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +40,7 @@ from sordino.server.store.schema import TABLES
 
 METHODS = {rpc.name: rpc for rpc in fleet_pb2.DESCRIPTOR.services_by_name["Fleet"].methods}
 WHOLE = Artefact(sha256="ab" * 32, size=64 << 20)  # more than ever comes: no upload ends
+DEVICES = 16
 DEPTHS = ("bytes", "envelope", "statement", "body", "values")
 LIVE = ("task_id", "upload_id", "plan_sha256", "sha256", "artefact", "token", "offset", "size")
 
@@ -51,9 +54,15 @@ class Newest(fleets.Powers):
 
 @dataclass
 class Target:
-    """A coordinator with a device in the middle of its task, made anew when that is over."""
+    """A coordinator with a device in the middle of its task, made anew when that is over.
 
-    at: Coordinator
+    After some devices the coordinator is made anew too, so that its rows stay few enough to be
+    compared after each call.
+    """
+
+    folder: Path
+    stack: ExitStack
+    at: Coordinator = field(init=False)
     device: Device = field(init=False)
     task: TaskOrder = field(init=False)
     upload: str = ""
@@ -66,6 +75,12 @@ class Target:
 
     def renew(self) -> None:
         """Another device with a task that it took, and an upload that it began."""
+        if self.turns % DEVICES == 0:
+            self.stack.close()
+            folder = self.folder / str(self.turns)
+            self.at = self.stack.enter_context(
+                coordinator(folder, work=Newest(), calls_per_minute=10**9, wait_ms=1)
+            )
         self.turns += 1
         name = f"run-{self.turns}"
         self.device = self.at.enrol(f"device-{self.turns}")
@@ -119,9 +134,8 @@ class Target:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    with coordinator(folder, work=Newest(), calls_per_minute=10**9, wait_ms=1) as at:
-        yield Target(at)
+    with ExitStack() as stack:
+        yield Target(tmp_path_factory.mktemp("fuzz"), stack)
 
 
 # --- cases -------------------------------------------------------------------------------------
