@@ -23,14 +23,15 @@ from sordino.client.agent.open import open_agent
 from sordino.client.agent.settings import AgentSettings, DeviceSettings
 from sordino.client.agent.timing import Surroundings
 from sordino.client.app import make_app
+from sordino.client.device import read_conditions
 from sordino.client.session import NodeSettings
 from sordino.core.canonical import sha256_hex
 from sordino.privacy.ledger import read_ledger
 from sordino.privacy.noise import seeded_source
 from sordino.privacy.policy import Work
 from sordino.server import fleet_rounds as fr
-from sordino.server.store import Run
-from support import devices
+from sordino.server.store import Round, Run
+from support import devices, fleets
 from support.federation import LORA, MANIFEST, TRAIN, TinySession, make_plan
 from support.fleets import RUN, get
 from support.journal import Journal
@@ -66,7 +67,12 @@ def start(at: devices.Coordinator, **changes: Any) -> None:
         "rounds": plan.rounds,
         "cohort": 1,
     }
-    at.start(**{**given, **changes})
+    base = changes.pop("base", BASE)
+    source = at.folder / "base.gguf"
+    source.write_bytes(base)
+    run = fleets.new_run(fr.keep_base(at.fleet, source), **{**given, **changes})
+    fr.start_run(at.fleet, "start", run)
+    at.advance()
 
 
 def advance_until(at: devices.Coordinator, holds: Callable[[], Any]) -> Any:
@@ -80,7 +86,11 @@ def advance_until(at: devices.Coordinator, holds: Callable[[], Any]) -> Any:
 
 
 def done(at: devices.Coordinator) -> bool:
-    return bool(get(at.fleet, Run, RUN).state == "done")
+    """Whether the run is, and every round of it published."""
+    over = get(at.fleet, Run, RUN).state == "done"
+    states = {row.state for row in fleets.rows_of(at.fleet, Round)}
+    assert not over or states == {"published"}, states
+    return over
 
 
 # --- an agent ----------------------------------------------------------------------------------
@@ -143,10 +153,14 @@ def make_agent(
     agent: AgentSettings | None = None,
     work: Work | None = None,
     at: Callable[[str], None] = lambda step: None,
+    conditions: Callable[[], dict[str, bool]] | None = None,
+    seeded: bool = False,
     **session: Any,
 ) -> Agent:
     settings = DeviceSettings(
-        node=NodeSettings(user="alice"), agent=agent or AgentSettings(), work=work or Work()
+        node=NodeSettings(user="alice", noise_seed=0 if seeded else -1, allow_no_privacy=seeded),
+        agent=agent or AgentSettings(),
+        work=work or Work(),
     )
     identity = join_fleet(folder, address, token, around, fleet_address=fleet_address)
     open_session = opener(at, **session)
@@ -155,6 +169,7 @@ def make_agent(
         settings,
         identity,
         around,
+        conditions=conditions or read_conditions,
         app=make_app(open_session, at),  # type: ignore[arg-type]
         open_session=open_session,  # type: ignore[arg-type]
         at=at,

@@ -43,7 +43,7 @@ def sordino(*arguments: object, **more: Any) -> subprocess.Popen[str]:
 
 def run(*arguments: object) -> str:
     """What the command prints; it must end well."""
-    out, err = (process := sordino(*arguments)).communicate(timeout=120)
+    out, err = (process := sordino(*arguments)).communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
@@ -76,7 +76,7 @@ class Served:
         ready.unlink(missing_ok=True)
         config = self.folder / "fleet.toml"
         self.process = sordino("serve", "--config", config, "--ready-file", ready)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not ready.exists():
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < end, "it doesn't serve"
@@ -88,7 +88,7 @@ class Served:
         """Send a signal, and wait: the exit code, and what was said."""
         assert self.process is not None
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err
 
     def token(self) -> str:
