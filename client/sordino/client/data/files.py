@@ -86,6 +86,11 @@ def _is_train(relative: Path) -> bool:
 
 
 def rows_of(file: Path) -> Iterator[Row]:
+    """A file's rows, each with where it is.
+
+    Raises:
+        DataError: It can't be read.
+    """
     try:
         yield from _json_rows(file) if file.suffix in _JSON_SUFFIXES else _arrow_rows(file)
     except OSError as error:
