@@ -17,6 +17,7 @@ from sordino.cli import (
     demo,
     devices,
     doctor,
+    evaluate,
     export,
     join,
     ledger,
@@ -43,6 +44,7 @@ app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
 app.command("chat")(chat.chat)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
