@@ -105,8 +105,8 @@ class DurableRounds:
                 look.run_id,
                 seen.look,
                 metric=seen.metric,
-                value=repr(seen.value),
-                noise_std=repr(seen.noise_std),
+                value=seen.value,
+                noise_std=seen.noise_std,
                 answers=seen.received,
             )
         self._publish(turn.number)
