@@ -13,7 +13,8 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -68,6 +69,7 @@ class DurableRounds:
     run_id: str
     releases: Callable[[CentralPlan], Releases]
     choose: Choose = at_random
+    _last: dict[str, Tensors] = field(default_factory=dict, repr=False)  # spares reading it back
 
     def next(self) -> Turn | None:
         """See `Rounds.next`. Waits for devices; None: the run waits for an operator, or is over."""
@@ -89,6 +91,8 @@ class DurableRounds:
         self._fleet.at("adapter:made")
         data = _encoded(turn, adapter)
         made = fr.aggregate_round(self._fleet, self.run_id, turn.number, data)
+        self._last.clear()
+        self._last[made.adapter_after] = adapter
         return made.state == "aggregated"
 
     def publish(self, turn: Turn, adapter: Tensors, report: RoundReport) -> None:
@@ -101,8 +105,8 @@ class DurableRounds:
                 look.run_id,
                 seen.look,
                 metric=seen.metric,
-                value=repr(seen.value),
-                noise_std=repr(seen.noise_std),
+                value=seen.value,
+                noise_std=seen.noise_std,
                 answers=seen.received,
             )
         self._publish(turn.number)
@@ -162,6 +166,8 @@ class DurableRounds:
 
     def _tensors(self, strategy: SordinoStrategy, sha256: str) -> Tensors:
         """All tensors of an adapter, by its artefact; by none: the initial one."""
+        if sha256 in self._last:
+            return self._last[sha256]
         data = self._fleet.artefacts.read(sha256) if sha256 else b""
         tensors = decode_adapter(data, Artefact.of(data)) if data else {}
         return adapters.complete_adapter(tensors, strategy.manifest, strategy.lora.init_seed)
@@ -210,7 +216,7 @@ def strategy_of(
     metric: bytes | None = None,
 ) -> SordinoStrategy:
     """The strategy of a run's round under a plan: its settings are the run's own, as written."""
-    experiment = build(ExperimentConfig, tomllib.loads(run.settings))
+    experiment = _experiment(run.settings)
     decoded, listing = decode_plan(plan), decode_manifest(manifest, Artefact.of(manifest))
     looks = looks_of(
         experiment,
@@ -232,6 +238,11 @@ def strategy_of(
         ),
         releases=releases(decoded) if isinstance(decoded, CentralPlan) else None,
     )
+
+
+@lru_cache(maxsize=64)
+def _experiment(settings: str) -> ExperimentConfig:
+    return build(ExperimentConfig, tomllib.loads(settings))
 
 
 def drive(
