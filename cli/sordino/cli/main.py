@@ -15,6 +15,7 @@ from sordino.cli import (
     chat,
     claim,
     demo,
+    device,
     devices,
     doctor,
     evaluate,
@@ -39,6 +40,7 @@ app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
+app.command("device")(device.device)
 app.command("join")(join.join)
 app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
