@@ -67,9 +67,7 @@ def list_(
             for device in devices
         ),
     )
-    typer.echo(
-        "seen: how long ago; ends: its certificate; entry: its ledger's newest known one"
-    )
+    typer.echo("seen: how long ago; ends: its certificate; entry: its ledger's newest known one")
 
 
 @app.command()
