@@ -62,9 +62,12 @@ def test_what_is_not_this_runs_is_refused(opened: tuple[FleetGrid, list[int]]) -
         grid.push_messages(make_strategy().open_round(2, initial(), ids))
     with pytest.raises(PlanError, match="one content"):
         grid.push_messages([*messages(ids[:1]), *messages(ids[1:])])
-    looks = make_looks(make_metric(rounds=3))
-    with pytest.raises(PlanError, match="message_type"):
+    looks = make_looks(make_metric(rounds=3))  # which this run doesn't buy
+    with pytest.raises(PlanError, match="run_id"):
         grid.push_messages(looks.open(1, initial(), ids))
+    message = messages(ids[:1])[0]
+    with pytest.raises(PlanError, match="message_type"):
+        grid.push_messages([grid.create_message(message.content, "query", ids[0], "1")])
     assert rows_of(grid.coordinator.fleet, Task) == []
 
 

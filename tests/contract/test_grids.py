@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 from support.farms import UNIT, Farm, FleetFarm, LocalFarm, counted, hold
-from support.federation import LORA, filled, initial, make_strategy, open_plan
+from support.federation import (
+    LORA,
+    filled,
+    initial,
+    make_looks,
+    make_metric,
+    make_strategy,
+    open_plan,
+)
 
 from sordino.core import adapters
 from sordino.core import app as flower
@@ -200,6 +208,17 @@ def test_the_real_app_through_all_rounds(farm: Farm, tmp_path: Path) -> None:
     for i in range(3):
         charges = read_charges(tmp_path / f"c{i}" / "ledger.db")[f"c{i}"]
         assert [charge.round for charge in charges] == [1, 2, 3]
+
+
+def test_a_run_takes_the_looks_that_it_pays_for(farm: Farm, tmp_path: Path) -> None:
+    nodes: list[dict[str, object]] = [{"client": f"c{i}", "state": str(tmp_path)} for i in range(2)]
+    metric = make_metric(rounds=1)
+    made = farm.rounds(lambda: make_strategy(looks=make_looks(metric, every=2)), nodes)
+    assert (sorted(made), farm.looks) == ([0, 1, 2, 3], [(1, 2)])
+    for i in range(2):
+        charges = read_charges(tmp_path / f"c{i}" / "ledger.db")[f"c{i}"]
+        paid = [charge.run_id for charge in charges]
+        assert paid == ["run-1", "run-1", "run-1:loss", "run-1"]
 
 
 def _raw(reply) -> list[object]:  # type: ignore[no-untyped-def]

@@ -18,17 +18,18 @@ from flwr.app import Message, MessageType
 
 from sordino.core import adapters, wire
 from sordino.core import app as flower
-from sordino.core.config import ExperimentConfig
+from sordino.core.config import ExperimentConfig, MetricsConfig
 from sordino.core.contract import (
     Artefact,
     SignedHead,
     decode_adapter,
     decode_task,
+    encode_measurement,
     encode_task,
     encode_update,
 )
 from sordino.core.errors import ContractError, WireError
-from sordino.core.records import Tensors, Update
+from sordino.core.records import Receipt, Tensors, TrainTask
 from sordino.core.settings import to_toml
 from sordino.privacy.ledger.keys import LedgerKey
 from sordino.protos.v1 import work_pb2
@@ -37,7 +38,7 @@ from sordino.server.bell import Bell
 from sordino.server.fleet_run import drive
 from sordino.server.grid import Coordinator, FleetGrid, node_id
 from sordino.server.rounds import MemoryRounds, run_rounds
-from sordino.server.store import ArtefactRow, Round, Run, Task
+from sordino.server.store import ArtefactRow, Event, Round, Run, Task
 from sordino.server.strategy import RoundReport, SordinoStrategy
 from sordino.sim.backends import Clients
 from sordino.sim.grid import LocalGrid
@@ -61,6 +62,7 @@ class LocalFarm:
         self.scripts = [folder / f"{i}.json" for i in range(MOST_NODES)]
         nodes = [{"script": str(path)} for path in self.scripts]
         self.grid = LocalGrid(nodes, app=SCRIPTED, workers=workers)
+        self.looks: list[tuple[int, int]] = []  # of the last run: which, and its answers
 
     def __enter__(self) -> LocalFarm:
         self.grid.__enter__()
@@ -92,17 +94,22 @@ class LocalFarm:
         """The adapter after each round of a whole run, perhaps taken up again after the first."""
         made: dict[int, Tensors] = {0: initial()}
         ids = self.script(nodes)
+        self.looks = []
 
         def keep(number: int, adapter: Tensors, report: RoundReport) -> None:
             assert report.received == len(nodes)
             made[number] = adapter
+            looks = strategy.looks
+            if looks is not None and (look := looks.after(number)) is not None:
+                self.looks.append((look.look, look.received))
             if interrupted and number == 1:
                 raise InterruptError
 
         for _ in range(2):
             start = max(made) + 1
+            strategy = make_strategy()
             rounds = MemoryRounds(
-                make_strategy(), made[start - 1], node_ids=ids, start_round=start, on_round=keep
+                strategy, made[start - 1], node_ids=ids, start_round=start, on_round=keep
             )
             try:
                 run_rounds(self.grid, rounds)
@@ -116,6 +123,7 @@ class FleetFarm:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fleets = folder, 0
+        self.looks: list[tuple[int, int]] = []  # of the last run: which, and its answers
 
     def __enter__(self) -> FleetFarm:
         return self
@@ -157,6 +165,8 @@ class FleetFarm:
                 assert row.asked == len(nodes)
                 data = coordinator.fleet.artefacts.read(row.adapter_after)
                 made[row.round] = {**initial(), **decode_adapter(data, Artefact.of(data))}
+            told = rows_of(coordinator.fleet, Event, kind="metric-measured")
+            self.looks = [(row.round, json.loads(row.detail)["answers"]) for row in told]
         return made
 
     @contextmanager
@@ -214,7 +224,12 @@ def _start(made: fr.Fleet, strategy: SordinoStrategy, cohort: int) -> None:
     """Start the run that a strategy is of."""
     with made.store.write("test") as tx:  # the devices have it
         tx.add(ArtefactRow(sha256=BASE, size=1, kind="base", made_ms=1))
-    experiment = ExperimentConfig(lora=strategy.lora, train=strategy.train)
+    looks = strategy.looks
+    metrics = MetricsConfig()
+    if looks is not None:
+        metric = looks.plan.metric
+        metrics = MetricsConfig(metric=metric, every=looks.every)  # type: ignore[arg-type]
+    experiment = ExperimentConfig(lora=strategy.lora, train=strategy.train, metrics=metrics)
     new = fleets.new_run(
         BASE,
         settings=to_toml(experiment),
@@ -224,6 +239,7 @@ def _start(made: fr.Fleet, strategy: SordinoStrategy, cohort: int) -> None:
         rounds=strategy.plan.rounds,
         cohort=cohort,
         min_updates=strategy.federation.min_updates,
+        metric=looks.plan.canonical() if looks else b"",
     )
     fr.start_run(made, "start", new)
 
@@ -264,8 +280,13 @@ def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
     if order.adapter is not None:
         data = made.artefacts.read(order.adapter.sha256)
         tensors = decode_adapter(data, order.adapter)
-    content = flower.to_records(wire.encode_task(order.client_task(tensors)))
-    message = Message(content, node_id(task.device_id), MessageType.TRAIN, group_id=str(task.round))
+    asked = order.client_task(tensors)
+    if isinstance(asked, TrainTask):
+        kind, envelope = MessageType.TRAIN, wire.encode_task(asked)
+    else:
+        kind, envelope = MessageType.EVALUATE, wire.encode_metric_task(asked)
+    content = flower.to_records(envelope)
+    message = Message(content, node_id(task.device_id), kind, group_id=str(task.round))
     flower.set_message_id(message, task.task_id)
     reply = clients.answer(message)
     if reply.has_error():
@@ -280,17 +301,19 @@ def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
 def _bytes_of(reply: Message, behaviour: str) -> bytes:
     """The contract's bytes of a client's reply, or those of a device that lies."""
     try:
-        update = wire.decode_update(flower.from_records(reply.content))
-        return encode_update(update, _signed(update))
+        envelope = flower.from_records(reply.content)
+        if envelope.fields["kind"] == "measurement":
+            measured = wire.decode_measurement(envelope)
+            return encode_measurement(measured, _signed(measured.receipt))
+        update = wire.decode_update(envelope)
+        return encode_update(update, _signed(update.receipt) if update.receipt else None)
     except (WireError, ContractError):
         return _forged(behaviour)
 
 
-def _signed(update: Update) -> SignedHead | None:
-    if update.receipt is None:
-        return None
-    signature = KEY.sign(update.receipt.ledger_head)
-    return SignedHead(receipt=update.receipt, public_key=KEY.public, signature=signature)
+def _signed(receipt: Receipt) -> SignedHead:
+    signature = KEY.sign(receipt.ledger_head)
+    return SignedHead(receipt=receipt, public_key=KEY.public, signature=signature)
 
 
 def _forged(behaviour: str) -> bytes:

@@ -174,6 +174,26 @@ def test_the_same_update_is_always_the_same_bytes() -> None:
     assert contract.encode_update(turned, head) == contract.encode_update(update, head)
 
 
+def test_what_is_put_together_in_parts_is_what_protobuf_writes() -> None:
+    for data, kind in ((update_bytes(), work_pb2.Update), (ADAPTER, work_pb2.Adapter)):
+        message = kind.FromString(data)
+        assert len(message.tensors) > 1
+        assert message.SerializeToString(deterministic=True) == data
+
+
+def test_fields_in_any_order_are_read() -> None:
+    """Whoever encodes with another library may write the receipt before the tensors."""
+    update, head = make_update()
+    message = work_pb2.Update.FromString(update_bytes())
+    tensors = b"".join(work_pb2.Update(tensors=[t]).SerializeToString() for t in message.tensors)
+    message.ClearField("tensors")
+    data = tensors + message.SerializeToString()
+    assert data != update_bytes()
+    back, back_head = contract.decode_update(data, at_most=MOST)
+    assert back_head == head
+    assert contract.encode_update(back, back_head) == contract.encode_update(update, head)
+
+
 def test_a_receipt_carries_the_ledgers_own_signature() -> None:
     update, head = make_update()
     key = LedgerKey.generate()

@@ -1,5 +1,6 @@
 """Runs of a fleet through the one round loop: the strategy's result, one release a charge."""
 
+import json
 import secrets
 import threading
 from contextlib import suppress
@@ -15,6 +16,7 @@ from support.federation import (
     TRAIN,
     filled,
     initial,
+    make_metric,
     make_plan,
     make_strategy,
     make_task,
@@ -23,9 +25,21 @@ from support.federation import (
 from support.fleets import RUN, get, refusal, rows_of
 
 from sordino.core import app as flower
-from sordino.core.config import ExperimentConfig, FederationConfig, PrivacyConfig
-from sordino.core.contract import Artefact, SignedHead, decode_adapter, encode_update
-from sordino.core.records import Receipt, Update
+from sordino.core.config import (
+    ExperimentConfig,
+    FederationConfig,
+    MetricsConfig,
+    PrivacyConfig,
+)
+from sordino.core.contract import (
+    Artefact,
+    SignedHead,
+    decode_adapter,
+    encode_measurement,
+    encode_update,
+)
+from sordino.core.errors import UpdateRejectedError
+from sordino.core.records import Measurement, Receipt, Update
 from sordino.core.settings import to_toml
 from sordino.core.wire import encode_update as encode_for_flower
 from sordino.privacy.ledger.keys import LedgerKey
@@ -59,9 +73,10 @@ def update(number, plan, tensors, signed=None):
     return encode_update(made, signed)
 
 
-def start(made, folder, plan, **changes):
+def start(made, folder, plan, metrics=None, **changes):
     central = plan.trust == "central"
     experiment = ExperimentConfig(
+        metrics=metrics or MetricsConfig(),
         lora=LORA,
         train=TRAIN,
         privacy=PrivacyConfig(trust=plan.trust),
@@ -82,6 +97,10 @@ def start(made, folder, plan, **changes):
 def tensors_after(made, sha256):
     data = made.artefacts.read(sha256)
     return {**initial(), **decode_adapter(data, Artefact.of(data))}
+
+
+class CrashError(BaseException):
+    pass
 
 
 # --- whatever the trust --------------------------------------------------------------------------
@@ -256,6 +275,111 @@ def test_a_driver_that_failed_takes_the_run_up_again(tmp_path, monkeypatch):
         assert get(made, Round, RUN, 1).state == "published"
 
 
+# --- paid looks ----------------------------------------------------------------------------------
+
+METRIC = make_metric(rounds=1)
+STEPS = ["aggregate-round:durable", "publish-look:written", "publish-look:durable"]
+
+
+def measured(task):
+    signed = head()
+    made = Measurement(
+        run_id=task.run_id,
+        round=task.round,
+        plan_sha256=METRIC.sha256,
+        value=3.5 if task.device_id == "d0" else 4.5,
+        receipt=signed.receipt,
+    )
+    return encode_measurement(made, signed)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_look_is_taken_once_whatever_crashes(tmp_path, step):
+    plan, crashes, asked = make_plan(rounds=1), [step], []
+
+    def at(reached):
+        if crashes and reached == crashes[0]:
+            crashes.pop()
+            raise CrashError(reached)
+
+    def answer(task):
+        asked.append((task.run_id, task.device_id))
+        return measured(task) if task.run_id == METRIC.run_id else update(1, plan, filled(0.01))
+
+    for life in range(2):
+        bell = Bell()
+        with (
+            suppress(CrashError),
+            fleets.fleet(tmp_path, devices=2, at=bell.hook(at)) as made,
+            fleets.answering(made, bell, answer),
+            flower.task_identity(run_id=1, node_id=1),
+        ):
+            if not life:
+                metrics = MetricsConfig(metric="loss")
+                start(made, tmp_path, plan, metrics=metrics, metric=METRIC.canonical())
+            coordinator = Coordinator(fleet=made, bell=bell, work=fr.AdapterWork(made))
+            drive(coordinator, RUN, fleets.no_releases)
+            (told,) = rows_of(made, Event, kind="metric-measured")
+            assert json.loads(told.detail)["value"] == "4.0"
+            assert (told.run_id, told.round) == (RUN, 1)
+            states = [(row.run_id, row.state) for row in rows_of(made, Round)]
+            assert states == [(RUN, "published"), (METRIC.run_id, "published")]
+            assert get(made, Run, RUN).state == "done"
+            assert sorted(asked) == sorted(
+                (run_id, name) for run_id in (RUN, METRIC.run_id) for name in ("d0", "d1")
+            )
+            assert refusal(fr.pause_run, made, "x", METRIC.run_id) == "unknown-run"
+    assert crashes == []
+
+
+def test_a_look_that_nobody_answers_ends_nothing(tmp_path):
+    plan, bell = make_plan(rounds=1), Bell()
+
+    def answer(task):
+        if task.run_id == RUN:
+            return update(1, plan, filled(0.01))
+        fr.decline(made, task.device_id, task.task_id, "policy-metric")
+        return None
+
+    with (
+        fleets.fleet(tmp_path, devices=2, at=bell.hook()) as made,
+        fleets.answering(made, bell, answer),
+        fleets.driving(made, bell, tmp_path),
+    ):
+        metrics = MetricsConfig(metric="loss")
+        start(made, tmp_path, plan, metrics=metrics, metric=METRIC.canonical())
+        fleets.until(bell, lambda: get(made, Run, RUN).state == "done")
+        assert get(made, Round, METRIC.run_id, 1).state == "failed"
+        assert rows_of(made, Event, kind="metric-measured") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"value": 1e9}, "out-of-range"),
+        ({"round": 2}, "wrong-round"),
+        ({"plan_sha256": "ab" * 32}, "wrong-plan"),
+        ({"run_id": RUN}, "wrong-run"),
+    ],
+)
+def test_a_measurement_that_is_not_the_looks_is_refused(tmp_path, change, word):
+    receipt = head().receipt
+    given = {"run_id": METRIC.run_id, "round": 1, "plan_sha256": METRIC.sha256, "value": 4.0}
+    data = encode_measurement(Measurement(**{**given, **change}, receipt=receipt), head())
+    with fleets.fleet(tmp_path) as made:
+        start(made, tmp_path, PLAN, metric=METRIC.canonical())
+        asked = Round(
+            run_id=METRIC.run_id,
+            round=1,
+            plan=METRIC.sha256,
+            settings=fr.write_settings(LORA, None),
+            max_answer_bytes=4096,
+        )
+        with pytest.raises(UpdateRejectedError) as refused:
+            fr.AdapterWork(made).check(asked, data)
+        assert refused.value.reason == word
+
+
 # --- central trust: charge, draw, keep, write down, in this order and once -----------------------
 
 
@@ -268,10 +392,6 @@ class Counted(Still):
     def rounded_gaussian(self, size, scale):
         self.draws.append(self.number)
         return np.full(size, secrets.randbelow(1000), np.int64)
-
-
-class CrashError(BaseException):
-    pass
 
 
 BEFORE = ["reserve:written", "reserve:durable", "commit:written"]

@@ -70,7 +70,7 @@ from sordino.privacy.plan import (
 )
 from sordino.privacy.plan import metrics as looking
 from sordino.privacy.policy import BUILT_IN, Cap
-from sordino.server.metrics import value_bound
+from sordino.server.aggregate import value_bound
 from sordino.server.rounds import MemoryRounds, run_rounds
 from sordino.server.strategy import to_arrays
 from sordino.sim.grid import LocalGrid

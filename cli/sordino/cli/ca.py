@@ -17,6 +17,7 @@ from sordino.core.errors import TrustError
 
 if TYPE_CHECKING:
     from sordino.server.enroll import Authority, MembershipStore
+    from sordino.server.fleet_rounds import Fleet
 
 app = typer.Typer(help="A fleet's certificate authority and its members.", no_args_is_help=True)
 
@@ -44,7 +45,7 @@ def init(
     now = _now()
     authority = enroll.new_authority(now_unix_ms=now)
     issued = enroll.issue_server(authority, host, now_unix_ms=now)
-    enroll.create_folder(folder, authority, _passphrase(passphrase_file))
+    enroll.create_folder(folder, authority, read_passphrase(passphrase_file))
     enroll.write_server_certificate(folder, authority, issued)
     enroll.write_revocation_list(folder, authority, [], now_unix_ms=now)
     _admit(folder, FIRST, folder / FIRST, passphrase_file)
@@ -165,25 +166,34 @@ def renew_server(
 
 @contextmanager
 def members(folder: Path, store: str | None) -> Iterator[MembershipStore]:
-    """Where the coordinator of this folder keeps its members; whether it serves or not.
+    """Where the coordinator of this folder keeps its members; errors as of `opened`."""
+    from sordino.server.fleet_rounds import Members
+
+    with opened(folder, store) as fleet:
+        yield Members(fleet)
+
+
+@contextmanager
+def opened(folder: Path, store: str | None) -> Iterator[Fleet]:
+    """The store of this folder's coordinator, whether that serves or not.
 
     Raises:
         TrustError: The folder is no fleet's.
         StoreError: The store can't be used.
     """
     from sordino.server.enroll.files import CERTIFICATE, read_certificate
-    from sordino.server.fleet_rounds import Members, open_beside
+    from sordino.server.fleet_rounds import open_beside
 
     read_certificate(folder / CERTIFICATE)  # a folder that was mistyped isn't made a fleet's
     with open_beside(folder, url=store) as fleet:
-        yield Members(fleet)
+        yield fleet
 
 
 def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> int:
     """Issue an operator's certificate, and give its end."""
     from sordino.server import enroll
 
-    now, passphrase = _now(), _passphrase(passphrase_file)
+    now, passphrase = _now(), read_passphrase(passphrase_file)
     fleet = enroll.load_authority(folder, passphrase).fleet
     operators = enroll.create_operators(folder, fleet, passphrase, now_unix_ms=now)
     made = enroll.admit_operator(folder, operators, fleet, name, out, now_unix_ms=now)
@@ -193,10 +203,15 @@ def _admit(folder: Path, name: str, out: Path, passphrase_file: Path | None) -> 
 def _authority(folder: Path, passphrase_file: Path | None) -> Authority:
     from sordino.server.enroll import load_authority
 
-    return load_authority(folder, _passphrase(passphrase_file))
+    return load_authority(folder, read_passphrase(passphrase_file))
 
 
-def _passphrase(file: Path | None) -> bytes | None:
+def read_passphrase(file: Path | None) -> bytes | None:
+    """The first line of a file; None without one.
+
+    Raises:
+        TrustError: It can't be read, or is empty.
+    """
     if file is None:
         return None
     try:

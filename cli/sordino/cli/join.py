@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 
 import typer
 
@@ -35,6 +32,7 @@ def join(
     from sordino.core.trust import require_tls13
 
     require_tls13()  # before anything imports grpc
+    from sordino.cli.signals import stop_by_signal
     from sordino.client.agent.home import default_folder, only_agent
     from sordino.client.agent.membership import join_fleet
     from sordino.client.agent.open import open_agent
@@ -44,7 +42,7 @@ def join(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = folder or default_folder()
     settings = load_settings(config or home / CONFIG)
-    around = Surroundings(stop=_stop_by_signal())
+    around = Surroundings(stop=stop_by_signal())
     with only_agent(home):
         identity = join_fleet(
             home,
@@ -73,16 +71,3 @@ def leave(
 
     name = leave_fleet(folder or default_folder(), Surroundings(), reason=reason)
     typer.echo(f"{name} left; its ledger is still here")
-
-
-def _stop_by_signal() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets; a second SIGINT interrupts at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return stop

@@ -88,8 +88,11 @@ OBSERVATIONS = "observations.jsonl"
 MOST_SESSIONS = 64
 
 
-def make_app(open_session: OpenSession) -> ClientApp:
-    """A ClientApp whose sessions come from `open_session`, one for each node configuration."""
+def make_app(open_session: OpenSession, at: Hook = no_hook) -> ClientApp:
+    """A ClientApp whose sessions come from `open_session`, one for each node configuration.
+
+    `at` is told each step as it is reached.
+    """
     client = ClientApp()
 
     @lru_cache(maxsize=MOST_SESSIONS)
@@ -98,11 +101,11 @@ def make_app(open_session: OpenSession) -> ClientApp:
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        return reply(message, context, lambda s, e: answer(s, decode_task(e)))
+        return reply(message, context, lambda s, e: answer(s, decode_task(e), at))
 
     @client.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return reply(message, context, lambda s, e: answer_metric(s, decode_metric_task(e)))
+        return reply(message, context, lambda s, e: answer_metric(s, decode_metric_task(e), at))
 
     def reply(
         message: Message, context: Context, work: Callable[[Session, Envelope], Envelope]

@@ -13,7 +13,8 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -27,13 +28,15 @@ from sordino.core.contract import Artefact, decode_adapter, decode_manifest, enc
 from sordino.core.errors import RoundFailedError, RoundGivenUpError
 from sordino.core.records import Tensors
 from sordino.core.settings import build
-from sordino.privacy.plan import CentralPlan, decode_plan
+from sordino.privacy.plan import CentralPlan, decode_metric_plan, decode_plan
 from sordino.server import fleet_rounds as fr
 from sordino.server.app import federation_app
 from sordino.server.grid import LOOK_S, Coordinator, FleetGrid, node_id, opening_of
+from sordino.server.metrics import looks_of
 from sordino.server.release import Releases
 from sordino.server.rounds import Turn
 from sordino.server.store import Reader, Round, Run, Task
+from sordino.server.store.records import FINAL_ROUNDS
 from sordino.server.strategy import RoundReport, SordinoStrategy
 
 log = logging.getLogger(__name__)
@@ -66,16 +69,18 @@ class DurableRounds:
     run_id: str
     releases: Callable[[CentralPlan], Releases]
     choose: Choose = at_random
+    _last: dict[str, Tensors] = field(default_factory=dict, repr=False)  # spares reading it back
 
     def next(self) -> Turn | None:
         """See `Rounds.next`. Waits for devices; None: the run waits for an operator, or is over."""
-        now = fr.plan_round(self._fleet, self.run_id)
-        while now is not None and now.state == "aggregated":
+        while (now := fr.plan_round(self._fleet, self.run_id)) is not None:
+            if now.state == "planned":
+                return self._first(now.round)
+            turn = self._again(now)
+            if now.state != "aggregated" or self._look(turn) is not None:
+                return turn
             self._publish(now.round)
-            now = fr.plan_round(self._fleet, self.run_id)
-        if now is None:
-            return None
-        return self._first(now.round) if now.state == "planned" else self._again(now)
+        return None
 
     def keep(self, turn: Turn, adapter: Tensors, report: RoundReport) -> bool:
         """See `Rounds.keep`."""
@@ -86,10 +91,24 @@ class DurableRounds:
         self._fleet.at("adapter:made")
         data = _encoded(turn, adapter)
         made = fr.aggregate_round(self._fleet, self.run_id, turn.number, data)
+        self._last.clear()
+        self._last[made.adapter_after] = adapter
         return made.state == "aggregated"
 
     def publish(self, turn: Turn, adapter: Tensors, report: RoundReport) -> None:
-        """See `Rounds.publish`."""
+        """See `Rounds.publish`. A look that was taken is over first."""
+        looks, look = turn.strategy.looks, self._look(turn)
+        seen = looks.after(turn.number) if looks else None
+        if look is not None and seen is not None:
+            fr.publish_look(
+                self._fleet,
+                look.run_id,
+                seen.look,
+                metric=seen.metric,
+                value=seen.value,
+                noise_std=seen.noise_std,
+                answers=seen.received,
+            )
         self._publish(turn.number)
 
     def fail(self, turn: Turn, error: RoundFailedError) -> None:
@@ -125,20 +144,45 @@ class DurableRounds:
         asked = [task.device_id for task in tasks]
         least = opened.min_updates or run.min_updates
         turn = self._turn(run, opened.round, opened.plan, opened.adapter_before, least, asked)
-        return replace(turn, drawn=True)
+        made = self._tensors(turn.strategy, opened.adapter_after) if opened.adapter_after else None
+        return replace(turn, drawn=True, made=made)
 
     def _turn(
         self, run: Run, number: int, plan: str, before: str, least: int, asked: Sequence[str]
     ) -> Turn:
         read = self._fleet.artefacts.read
-        strategy = strategy_of(run, read(plan), read(run.manifest), least, self.releases)
-        tensors = _decoded(read(before)) if before else {}
+        with self._fleet.store.read() as rows:
+            metrics = rows.all(Run, measures=run.run_id)
+        metric = read(metrics[0].plan) if metrics else None
+        strategy = strategy_of(
+            run, read(plan), read(run.manifest), least, self.releases, metric=metric
+        )
         return Turn(
             number=number,
             strategy=strategy,
-            adapter=adapters.complete_adapter(tensors, strategy.manifest, strategy.lora.init_seed),
+            adapter=self._tensors(strategy, before),
             node_ids=[node_id(name) for name in sorted(asked)],
         )
+
+    def _tensors(self, strategy: SordinoStrategy, sha256: str) -> Tensors:
+        """All tensors of an adapter, by its artefact; by none: the initial one."""
+        if sha256 in self._last:
+            return self._last[sha256]
+        data = self._fleet.artefacts.read(sha256) if sha256 else b""
+        tensors = decode_adapter(data, Artefact.of(data)) if data else {}
+        return adapters.complete_adapter(tensors, strategy.manifest, strategy.lora.init_seed)
+
+    def _look(self, turn: Turn) -> Round | None:
+        """The look that follows a round, as the store has it, unless it is over."""
+        looks = turn.strategy.looks
+        number = looks.number(turn.number) if looks else None
+        if looks is None or number is None:
+            return None
+        run_id = looks.plan.run_id
+        with self._fleet.store.read() as rows:
+            look = rows.find(Round, run_id, number)
+        look = look or Round(run_id=run_id, round=number)
+        return None if look.state in FINAL_ROUNDS else look
 
     def _held(self, turn: Turn) -> None:
         """A round that asked nobody, for its coins picked none, is opened and closed here."""
@@ -168,14 +212,23 @@ def strategy_of(
     manifest: bytes,
     min_updates: int,
     releases: Callable[[CentralPlan], Releases],
+    *,
+    metric: bytes | None = None,
 ) -> SordinoStrategy:
     """The strategy of a run's round under a plan: its settings are the run's own, as written."""
-    experiment = build(ExperimentConfig, tomllib.loads(run.settings))
-    decoded = decode_plan(plan)
+    experiment = _experiment(run.settings)
+    decoded, listing = decode_plan(plan), decode_manifest(manifest, Artefact.of(manifest))
+    looks = looks_of(
+        experiment,
+        decode_metric_plan(metric) if metric else None,
+        manifest=listing,
+        base_sha256=run.base,
+    )
     return SordinoStrategy(
         plan=decoded,
-        manifest=decode_manifest(manifest, Artefact.of(manifest)),
+        manifest=listing,
         base_sha256=run.base,
+        looks=looks,
         lora=experiment.lora,
         train=experiment.train,
         federation=replace(
@@ -185,6 +238,11 @@ def strategy_of(
         ),
         releases=releases(decoded) if isinstance(decoded, CentralPlan) else None,
     )
+
+
+@lru_cache(maxsize=64)
+def _experiment(settings: str) -> ExperimentConfig:
+    return build(ExperimentConfig, tomllib.loads(settings))
 
 
 def drive(
@@ -201,10 +259,12 @@ def drive(
     rounds = DurableRounds(coordinator=coordinator, run_id=run_id, releases=releases, choose=choose)
     app = federation_app(rounds)
     while not coordinator.stopping.is_set():
+        heard = coordinator.bell.count
         try:
             app(grid, Context(1, 1, {}, RecordDict(), {}))
         except RoundGivenUpError as error:
             log.info("%s: %s", run_id, error)
+            coordinator.bell.wait(heard, LOOK_S)
         else:
             return
 
@@ -266,7 +326,7 @@ class Drivers:
         with self._coordinator.fleet.store.read() as rows:
             return [
                 run.run_id
-                for run in rows.all(Run, state=("running", "paused", "failed"))
+                for run in rows.all(Run, state=("running", "paused", "failed"), measures="")
                 if run.run_id not in busy and run.run_id not in idle and _has_work(rows, run)
             ]
 
@@ -299,7 +359,3 @@ def _encoded(turn: Turn, adapter: Tensors) -> bytes:
     changed = adapters.changed_tensors(adapter, strategy.manifest, strategy.lora.init_seed)
     trained = {name: adapter[name] for name in strategy.trained(turn.number).names}
     return encode_adapter(changed or trained)
-
-
-def _decoded(data: bytes) -> Tensors:
-    return decode_adapter(data, Artefact.of(data))

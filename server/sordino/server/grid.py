@@ -20,7 +20,12 @@ from typing import Final
 from flwr.app import Error, Message, MessageType, RecordDict
 
 from sordino.core import app as flower
-from sordino.core.contract import Artefact, decode_update, encode_adapter
+from sordino.core.contract import (
+    Artefact,
+    decode_measurement,
+    decode_update,
+    encode_adapter,
+)
 from sordino.core.errors import (
     ConfigError,
     PlanError,
@@ -28,8 +33,14 @@ from sordino.core.errors import (
     StoreError,
     expected,
 )
-from sordino.core.records import TrainTask
-from sordino.core.wire import decode_task, encode_update
+from sordino.core.records import MetricTask, TrainTask
+from sordino.core.wire import (
+    Envelope,
+    decode_metric_task,
+    decode_task,
+    encode_measurement,
+    encode_update,
+)
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
 from sordino.server.plain_grid import PlainGrid
@@ -41,6 +52,11 @@ LOOK_S: Final = 1.0
 
 Online = Callable[[], Collection[str]]
 """The devices that are connected."""
+
+_DECODERS: Final[dict[str, Callable[[Envelope], TrainTask | MetricTask]]] = {
+    MessageType.TRAIN: decode_task,
+    MessageType.EVALUATE: decode_metric_task,
+}
 
 
 def node_id(device_id: str) -> int:
@@ -87,10 +103,11 @@ class Coordinator:
 class FleetGrid(PlainGrid):
     """The grid of one run of a fleet.
 
-    Messages are those of one of the run's rounds, all of one content: that is what is asked of the
-    devices, and exactly the addressed ones are its cohort. The same messages again are the same
-    round again. Replies come when the round is closed. What a device declined, or was refused for,
-    is an error's reply with its stable word; of a straggler there is none.
+    Messages are those of one of the run's rounds, or of a paid look at its metric, all of one
+    content: that is what is asked of the devices, and exactly the addressed ones are its cohort.
+    The same messages again are the same round again. Replies come when the round is closed. What a
+    device declined, or was refused for, is an error's reply with its stable word; of a straggler
+    there is none.
 
     Whoever makes messages is within `core.app.task_identity`, once for the process.
 
@@ -128,11 +145,11 @@ class FleetGrid(PlainGrid):
         replies = []
         for key in [key for key in message_ids if key in self._sent]:
             with fleet.store.read() as rows:
-                number = fr.require(rows, Task, key).round
-            self._close(number)
+                task = fr.require(rows, Task, key)
+            self._close(task.run_id, task.round)
             with fleet.store.read() as rows:
                 task = fr.require(rows, Task, key)
-                asked = fr.require(rows, Round, self.run_id, number)
+                asked = fr.require(rows, Round, task.run_id, task.round)
             if task.state not in UNFINISHED_TASKS:
                 reply = self._reply(self._sent.pop(key), asked, task)
                 replies += [reply] if reply else []
@@ -158,77 +175,75 @@ class FleetGrid(PlainGrid):
         if not messages:
             return []
         cohort = [self._device(message.metadata.dst_node_id) for message in messages]
-        opening, number = self._opening(messages, cohort, timeout)
-        opened = self._open(number, opening)
+        task, opening = self._asked(messages, cohort, timeout)
+        opened = self._open(task, opening)
         with self.coordinator.fleet.store.read() as rows:
-            tasks = rows.all(Task, run_id=self.run_id, round=number)
-        _require_same(opened, {task.device_id for task in tasks}, opening)
-        ids = {task.device_id: task.task_id for task in tasks}
+            tasks = rows.all(Task, run_id=task.run_id, round=task.round)
+        _require_same(opened, {each.device_id for each in tasks}, opening)
+        ids = {each.device_id: each.task_id for each in tasks}
         for device_id, message in zip(cohort, messages, strict=True):
             flower.set_message_id(message, ids[device_id])
             self._sent[ids[device_id]] = message
         return [ids[device_id] for device_id in cohort]
 
-    def _opening(
+    def _asked(
         self, messages: Sequence[Message], cohort: Sequence[str], timeout: float | None
-    ) -> tuple[fr.Opening, int]:
+    ) -> tuple[TrainTask | MetricTask, fr.Opening]:
         """What the messages ask, decoded once."""
         first = messages[0]
         if any(m.content is not first.content for m in messages) or len(set(cohort)) < len(cohort):
             raise PlanError("expected a round's messages to share one content, one for each device")
-        if first.metadata.message_type != MessageType.TRAIN:
-            required = f"= {MessageType.TRAIN!r}"
-            todo = "a fleet's contract asks for nothing else yet"
-            raise PlanError(expected("message_type", first.metadata.message_type, required, todo))
-        left = first.metadata.created_at + first.metadata.ttl - time.time()
-        time_s = left if timeout is None else min(left, timeout)
-        return self._opening_of(first.content, cohort, time_s)
-
-    def _opening_of(
-        self, content: RecordDict, cohort: Sequence[str], time_s: float
-    ) -> tuple[fr.Opening, int]:
-        task = decode_task(flower.from_records(content))
+        kind = first.metadata.message_type
+        if kind not in _DECODERS:
+            required = f"one of {', '.join(_DECODERS)}"
+            raise PlanError(expected("message_type", kind, required))
+        task = _DECODERS[kind](flower.from_records(first.content))
         self._require_ours(task)
-        return opening_of(task, cohort, time_s), task.round
+        left = first.metadata.created_at + first.metadata.ttl - time.time()
+        return task, opening_of(task, cohort, left if timeout is None else min(left, timeout))
 
-    def _require_ours(self, task: TrainTask) -> None:
+    def _require_ours(self, task: TrainTask | MetricTask) -> None:
+        """Refuse what isn't this run's, or the run's of its metric."""
         with self.coordinator.fleet.store.read() as rows:
-            run = fr.require(rows, Run, self.run_id)
+            run, asked = rows.find(Run, self.run_id), rows.find(Run, task.run_id)
+        owner = asked and (asked.measures if isinstance(task, MetricTask) else asked.run_id)
+        if run is None or owner != self.run_id:
+            required = f"{self.run_id!r}, or its metric's"
+            raise PlanError(expected("run_id", task.run_id, required))
         for name, got, wanted in (
-            ("run_id", task.run_id, self.run_id),
             ("base_sha256", task.base_sha256, run.base),
             ("manifest_sha256", task.manifest_sha256, run.manifest),
         ):
             if got != wanted:
                 raise PlanError(expected(name, got, f"= {wanted!r}, as the run was started"))
 
-    def _open(self, number: int, opening: fr.Opening) -> Round:
-        fleet = self.coordinator.fleet
+    def _open(self, task: TrainTask | MetricTask, opening: fr.Opening) -> Round:
+        fleet, number = self.coordinator.fleet, task.round
         with fleet.store.read() as rows:
-            found = rows.find(Round, self.run_id, number)
-        found = found or fr.plan_round(fleet, self.run_id)
+            found = rows.find(Round, task.run_id, number)
+        found = found or fr.plan_round(fleet, task.run_id)
         if found is None or found.round != number:
             required = "the run's next" if found is None else f"= {found.round}"
             raise PlanError(expected("round", number, required))
-        opened = fr.open_round(fleet, self.run_id, number, opening)
+        opened = fr.open_round(fleet, task.run_id, number, opening)
         if opened.state == "planned":
-            raise RoundGivenUpError(f"{self.run_id} isn't running: round {number} stays planned")
+            raise RoundGivenUpError(f"{task.run_id} isn't running: round {number} stays planned")
         return opened
 
-    def _close(self, number: int) -> Round | None:
+    def _close(self, run_id: str, number: int) -> Round | None:
         """The round, if it takes no more answers; None: it still does."""
         who = self.coordinator
-        if not fr.is_due(who.fleet, self.run_id, number):
+        if not fr.is_due(who.fleet, run_id, number):
             return None
-        closed = fr.close_round(who.fleet, who.work, self.run_id, number)
+        closed = fr.close_round(who.fleet, who.work, run_id, number)
         return None if closed.state in fr.COLLECTING else closed
 
-    def _wait(self, number: int) -> Round:
+    def _wait(self, run_id: str, number: int) -> Round:
         who = self.coordinator
         while True:
             heard = who.bell.count
             who.check_running()
-            if (closed := self._close(number)) is not None:
+            if (closed := self._close(run_id, number)) is not None:
                 return closed
             who.bell.wait(heard, LOOK_S)
 
@@ -237,14 +252,15 @@ class FleetGrid(PlainGrid):
             return
         store = self.coordinator.fleet.store
         with store.read() as rows:
-            number = fr.require(rows, Task, keys[0]).round
-        closed = self._wait(number)
+            first = fr.require(rows, Task, keys[0])
+        number = first.round
+        closed = self._wait(first.run_id, number)
         if closed.state == "given-up":
             raise RoundGivenUpError(f"round {number} was given up: {closed.reason}")
         if closed.state not in ("closing", "failed"):
             raise StoreError(f"round {number} is {closed.state}: its answers were used already")
         with store.read() as rows:
-            tasks = rows.all(Task, run_id=self.run_id, round=number)
+            tasks = rows.all(Task, run_id=first.run_id, round=number)
         messages = {key: self._sent.pop(key) for key in keys}
         for task in tasks:
             reply = self._reply(messages[task.task_id], closed, task)
@@ -273,8 +289,7 @@ class FleetGrid(PlainGrid):
         if asked.state == "failed" and not fleet.artefacts.has(accepted.sha256):
             return None  # nothing is made of it any more
         data = fleet.artefacts.read(accepted.sha256)
-        update, _ = decode_update(data, at_most=asked.max_answer_bytes)
-        return _answered(message, flower.to_records(encode_update(update)))
+        return _answered(message, flower.to_records(_envelope(asked, data)))
 
     # --- who is who ----------------------------------------------------------------------------
 
@@ -290,11 +305,19 @@ class FleetGrid(PlainGrid):
         return self._devices[number]
 
 
-def opening_of(task: TrainTask, cohort: Sequence[str], time_s: float) -> fr.Opening:
+def _envelope(asked: Round, data: bytes) -> Envelope:
+    """What a client would have sent, of an accepted answer's bytes."""
+    _, train = fr.read_settings(asked.settings)
+    if train is None:
+        return encode_measurement(decode_measurement(data)[0])
+    return encode_update(decode_update(data, at_most=asked.max_answer_bytes)[0])
+
+
+def opening_of(task: TrainTask | MetricTask, cohort: Sequence[str], time_s: float) -> fr.Opening:
     """What a round works with that asks a cohort for this task."""
     return fr.Opening(
         plan=task.plan,
-        settings=fr.write_settings(task.lora, task.train),
+        settings=fr.write_settings(task.lora, getattr(task, "train", None)),
         adapter=encode_adapter(task.tensors) if task.tensors else None,
         cohort=cohort,
         time_ms=round(time_s * 1000),

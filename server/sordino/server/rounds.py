@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import Message
@@ -35,6 +35,7 @@ class Turn:
         node_ids: Who may be asked; None: all nodes that the grid then knows.
         drawn: Whether `node_ids` are those whom its secret coins have picked already: a round that
             goes on after a restart asks the same.
+        made: What it made before a restart: a look at it and its publication are left.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Turn:
     adapter: Tensors
     node_ids: Sequence[int] | None = None
     drawn: bool = False
+    made: Tensors | None = None
 
 
 class Rounds(Protocol):
@@ -136,14 +138,16 @@ def run_rounds(grid: Grid, rounds: Rounds, *, on_reply: OnReply | None = None) -
         RoundFailedError: Too few valid updates, where that ends the run.
     """
     while (turn := rounds.next()) is not None:
-        try:
-            adapter, report = _settled(turn) or _run(grid, turn, on_reply)
-        except RoundFailedError as error:
-            rounds.fail(turn, error)
-            continue
-        log.info("round %d: %d updates of %d", turn.number, report.received, report.sent)
-        if not rounds.keep(turn, adapter, report):
-            continue
+        adapter, report = turn.made, _nothing(turn.number)
+        if adapter is None:
+            try:
+                adapter, report = _settled(turn) or _run(grid, turn, on_reply)
+            except RoundFailedError as error:
+                rounds.fail(turn, error)
+                continue
+            log.info("round %d: %d updates of %d", turn.number, report.received, report.sent)
+            if not rounds.keep(turn, adapter, report):
+                continue
         if turn.strategy.looks is not None:
             turn.strategy.looks.take(grid, turn.number, adapter, turn.node_ids)
         rounds.publish(turn, adapter, report)
@@ -166,17 +170,20 @@ def _settled(turn: Turn) -> tuple[Tensors, RoundReport] | None:
         return None
     state = settled.state
     log.warning("round %d was charged before and is %s: nobody is asked", turn.number, state)
-    nothing = RoundReport(
-        round=turn.number,
+    return settled.adapter, replace(_nothing(turn.number), settled=state)
+
+
+def _nothing(number: int) -> RoundReport:
+    """The report of a round that asked nobody, in this life."""
+    return RoundReport(
+        round=number,
         sent=0,
         received=0,
         dropped=(),
         bytes_down=0,
         bytes_up=0,
         wall_s=0.0,
-        settled=state,
     )
-    return settled.adapter, nothing
 
 
 def _told(replies: Iterable[Message], on_reply: OnReply | None) -> Iterator[Message]:

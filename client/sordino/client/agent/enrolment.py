@@ -51,7 +51,8 @@ def enrol(
             response = _call(token, address, request)
         except (TrustError, CallError) as error:
             failure = error.failure if isinstance(error, CallError) else None
-            if attempt == MOST_ATTEMPTS or (isinstance(error, CallError) and error.final):
+            never = failure is not None and failure.retry == "never"
+            if attempt == MOST_ATTEMPTS or never:
                 raise TrustError(f"{address} didn't enrol this device: {error}") from error
             wait = backoff.next_s(failure)
             _LOG.warning("%s; again in %.0f s", error, wait)

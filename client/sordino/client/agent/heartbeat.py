@@ -28,6 +28,7 @@ class Heart:
         self._thread: threading.Thread | None = None
         self._interval_s = 0.0
         self.renew_now = False
+        self.beats = 0
 
     def start(self, interval_s: float) -> None:
         """Begin to beat, or beat at another interval from the next beat on."""
@@ -62,6 +63,7 @@ class Heart:
             body = fleet_pb2.HeartbeatRequest(activity=self._activity, task_id=self._task_id)
         answer = self._desk.link.call("Heartbeat", body, fleet_pb2.HeartbeatResponse, reopen=False)
         self._desk.link.clock.told(answer.now_unix_ms)
+        self.beats += 1
         self.renew_now = self.renew_now or answer.renew_now
         if answer.HasField("cancelled"):
             self._desk.cancelled.add(answer.cancelled.task_id)

@@ -26,6 +26,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 SERVICE: Final = "/sordino.v1.Fleet/"
 CALL_S: Final = 60.0
+MOST_SAID: Final = 400
 STREAM_S: Final = 300.0
 """How long a file's stream may take; one that was cut goes on where it was."""
 
@@ -61,7 +62,9 @@ class CallError(SordinoError):
 
     def __init__(self, method: str, failure: Failure | None, why: str) -> None:
         said = f"{failure.reason}: {failure.message}" if failure else why
-        super().__init__(f"{method}: {said}")
+        # Whoever answers chose these letters, and they end up in a log.
+        line = "".join(c if c.isprintable() else " " for c in said[:MOST_SAID])
+        super().__init__(f"{method}: {line}")
         self.failure = failure
 
     @property
@@ -70,9 +73,15 @@ class CallError(SordinoError):
         return self.failure.reason if self.failure else ""
 
     @property
-    def final(self) -> bool:
-        """Whether the same request can never succeed."""
-        return self.failure is not None and self.failure.retry == "never"
+    def lasting(self) -> bool:
+        """Whether the device is no member any more."""
+        return self.reason in LASTING
+
+    @property
+    def refused(self) -> bool:
+        """Whether this request can never succeed, of a device that is a member all the same."""
+        never = self.failure is not None and self.failure.retry == "never"
+        return never and not self.lasting
 
 
 class Link:

@@ -18,7 +18,7 @@ from typing import Final
 from sordino.client.agent.greeting import greeting
 from sordino.client.agent.heads import check_not_rolled_back
 from sordino.client.agent.heartbeat import Heart
-from sordino.client.agent.link import CALL_S, LASTING, CallError
+from sordino.client.agent.link import CALL_S, CallError
 from sordino.client.agent.settings import DeviceSettings
 from sordino.client.agent.tasks import Desk, begin, finish
 from sordino.client.agent.timing import Backoff
@@ -167,8 +167,10 @@ class Agent:
         return order
 
     def _may_work(self) -> bool:
-        work = self.settings.work
-        wanted = [name for name in ("charging", "idle", "unmetered") if getattr(work, name)]
+        """Whether the owner lets the device work now: by its settings, and by the policy."""
+        asked = (self.settings.work, self.desk.sessions.installed().session.policy.work)
+        names = ("charging", "idle", "unmetered")
+        wanted = [name for name in names if any(getattr(work, name) for work in asked)]
         if not wanted:
             return True
         now = self._conditions()
@@ -203,7 +205,7 @@ class Agent:
 
     def _after(self, error: CallError) -> None:
         """Obey a failure: stop for good, or wait."""
-        if error.reason in LASTING:
+        if error.lasting:
             raise TrustError(
                 f"{self.desk.link.address} lets this device in no more ({error}): ask its operator"
             ) from error

@@ -19,13 +19,13 @@ from typing import Any, Final
 from sordino.client.agent.bridge import RefusedError, ask_app
 from sordino.client.agent.cache import ArtefactCache
 from sordino.client.agent.heads import signed_head
-from sordino.client.agent.journal import Journal, Noted
-from sordino.client.agent.link import LASTING, CallError, Link
+from sordino.client.agent.journal import Journal
+from sordino.client.agent.link import CallError, Link
 from sordino.client.agent.sending import fetch_chunks, send
 from sordino.client.agent.sessions import Ready, Sessions
 from sordino.client.agent.timing import Surroundings
 from sordino.client.app import check_task, refusal
-from sordino.client.charged import LEDGER
+from sordino.client.charged import find_answer
 from sordino.core import contract
 from sordino.core.contract import Artefact, TaskOrder
 from sordino.core.errors import (
@@ -36,14 +36,12 @@ from sordino.core.errors import (
     SordinoError,
 )
 from sordino.core.records import Measurement, MetricTask, Tensors, TrainTask, Update
-from sordino.privacy.ledger import Hook, no_hook, read_ledger
+from sordino.core.wire import decode_measurement, decode_update, unpack
+from sordino.privacy.ledger import Hook, no_hook
 from sordino.privacy.plan import NoPrivacyPlan, decode_plan
 from sordino.protos.v1 import common_pb2, fleet_pb2
 
 BASE_SUFFIX: Final = ".gguf"
-AGAIN_S: Final = 3600.0
-"""For an answer that is only found again: the coordinator says whether it comes too late."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -88,11 +86,11 @@ def begin(desk: Desk, order: TaskOrder) -> None:
     try:
         ready = desk.sessions.of_base(order, lambda base: _fetch_base(desk, base))
         _hold(desk, order, ready)
-    except CallError:
-        raise
     except (SordinoError, OSError) as error:
-        _decline(desk, order, refusal(error) if isinstance(error, SordinoError) else "unavailable")
+        if isinstance(error, CallError) and not error.refused:
+            raise
         _LOG.warning("%s declined: %s", _name(order), error)
+        _decline(desk, order, refusal(error) if isinstance(error, SordinoError) else "unavailable")
         return
     desk.journal.note(contract.encode_task(order))
     desk.at("task:noted")
@@ -102,9 +100,11 @@ def begin(desk: Desk, order: TaskOrder) -> None:
     desk.at("task:taken")
     try:
         task = order.client_task(_adapter(desk, order))
-    except (ContractError, DataError) as error:
-        _LOG.warning("%s declined: its adapter: %s", _name(order), error)
-        _give_up(desk, order, "unavailable" if isinstance(error, DataError) else "malformed-task")
+    except (CallError, ContractError, DataError) as error:
+        if isinstance(error, CallError) and not error.refused:
+            raise
+        _LOG.warning("%s has no adapter: %s", _name(order), error)
+        _give_up(desk, order, "unavailable")
         return
     desk.at("adapter:here")
     left_s = ends_s - desk.surroundings.elapsed_s()
@@ -127,20 +127,29 @@ def finish(desk: Desk) -> None:
     noted = desk.journal.read()
     if noted is None:
         return
+    order = noted.order
     if noted.answer is not None:
-        _send(desk, noted.order, noted.answer)
+        _send(desk, order, noted.answer)
         return
-    ready = _ready_if_charged(desk, noted)
-    if ready is None:
+    session = desk.sessions.installed().session
+    try:
+        state, data = find_answer(session.state_dir, session.client_id, order.run_id, order.round)
+    except LedgerError as error:
+        _LOG.error("%s can't be answered: %s", _name(order), error)
+        state, data = "abandoned", b""
+    if state == "released":
+        envelope = unpack(data)
+        made = decode_update(envelope) if order.train else decode_measurement(envelope)
+        _keep_and_send(desk, order, made)
+    elif state == "abandoned":
+        _give_up(desk, order, "ledger-refused")
+    else:
         desk.journal.forget()
-        return
-    # The adapter isn't needed: the app finds what was kept, or refuses; it trains nothing.
-    _answer(desk, noted.order, ready, _without_adapter(noted.order), AGAIN_S)
 
 
 def _hold(desk: Desk, order: TaskOrder, ready: Ready) -> None:
     """Hold a task against the device before it is taken."""
-    task = _without_adapter(order)
+    task = replace(order, adapter=None).client_task({})  # the adapter changes nothing of this
     check_task(ready.session, task)
     if not desk.seeded:
         return
@@ -162,7 +171,7 @@ def _take(desk: Desk, order: TaskOrder) -> bool:
             number=order.round,
         )
     except CallError as error:
-        if not error.final:
+        if not error.refused:
             raise
         _LOG.warning("%s can't be taken: %s", _name(order), error)
         return False
@@ -177,13 +186,18 @@ def _take(desk: Desk, order: TaskOrder) -> bool:
 def _answer(
     desk: Desk, order: TaskOrder, ready: Ready, task: TrainTask | MetricTask, ttl_s: float
 ) -> None:
-    """Have the ClientApp answer, keep its answer as it will travel, and send it."""
+    """Have the ClientApp answer."""
     try:
         made = ask_app(desk.app, ready.config, task, ttl_s=ttl_s)
     except RefusedError as error:
         _give_up(desk, order, error.word)
         return
-    answer = desk.journal.keep(_encode(made, ready.session.state_dir / LEDGER))
+    _keep_and_send(desk, order, made)
+
+
+def _keep_and_send(desk: Desk, order: TaskOrder, made: Update | Measurement) -> None:
+    """Keep an answer as it will travel, and send it."""
+    answer = desk.journal.keep(_encode(made, desk.sessions.ledger))
     desk.at("answer:kept")
     if order.task_id in desk.cancelled:  # before it was offered: it needn't be
         desk.journal.forget()
@@ -218,7 +232,7 @@ def _send(desk: Desk, order: TaskOrder, answer: Artefact) -> None:
             if waits.pause(1.0 + waits.chance()):
                 return
     except CallError as error:
-        if not error.final or error.reason in LASTING:
+        if not error.refused:
             raise
         # Politely: what was charged stays charged, and what was made goes.
         _LOG.warning("%s isn't wanted: %s", _name(order), error)
@@ -234,7 +248,7 @@ def _decline(desk: Desk, order: TaskOrder, word: str) -> None:
             "Decline", body, fleet_pb2.DeclineResponse, run_id=order.run_id, number=order.round
         )
     except CallError as error:
-        if not error.final or error.reason in LASTING:
+        if not error.refused:
             raise
         _LOG.warning("%s can't be declined: %s", _name(order), error)
 
@@ -276,24 +290,6 @@ def _fetch(
             desk.at("chunk:fetched")
 
     return desk.cache.fetch(artefact, chunks, suffix=suffix, needed=needed)
-
-
-def _without_adapter(order: TaskOrder) -> TrainTask | MetricTask:
-    """The task as far as it can be checked, or answered again, without its adapter."""
-    return replace(order, adapter=None).client_task({})
-
-
-def _ready_if_charged(desk: Desk, noted: Noted) -> Ready | None:
-    """The session of a task whose round was charged and whose answer isn't at hand."""
-    ledger = desk.sessions.ledger
-    if not ledger.exists():
-        return None
-    order = noted.order
-    for book in read_ledger(ledger).values():
-        standing = book.find(order.run_id, order.round)
-        if standing is not None and standing.state != "reserve":
-            return desk.sessions.of_base(order, lambda base: _fetch_base(desk, base))
-    return None
 
 
 def _name(order: TaskOrder) -> str:

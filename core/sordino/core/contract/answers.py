@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from sordino.core.contract.codec import from_bytes, head_message, named, read_head, to_bytes
+from sordino.core.contract import gate
+from sordino.core.contract.codec import (
+    from_bytes,
+    head_message,
+    named,
+    parse,
+    read_head,
+    to_bytes,
+)
 from sordino.core.contract.records import SignedHead
-from sordino.core.contract.tensors import read_tensors, tensor_messages
+from sordino.core.contract.tensors import encode_tensors, read_tensors
 from sordino.core.errors import ContractError, expected
 from sordino.core.records import Measurement, Update
 from sordino.protos.v1 import work_pb2
@@ -21,15 +29,20 @@ def encode_update(update: Update, head: SignedHead | None) -> bytes:
         ContractError: ``wrong-receipt``: the two differ; or the update is too large to travel.
     """
     _require_same(update, head)
-    message = work_pb2.Update(
+    first = work_pb2.Update(
         run_id=update.run_id,
         round=update.round,
         plan_sha256=bytes.fromhex(update.plan_sha256),
-        tensors=tensor_messages(update.tensors),
     )
-    if head:
-        message.receipt.CopyFrom(head_message(head))
-    return to_bytes(message)
+    last = work_pb2.Update(receipt=head_message(head) if head else None)
+    parts = [
+        first.SerializeToString(deterministic=True),
+        *encode_tensors(work_pb2.Update, update.tensors),
+        last.SerializeToString(deterministic=True),
+    ]
+    data = b"".join(parts)
+    gate.check(data, work_pb2.Update.DESCRIPTOR)
+    return data
 
 
 def decode_update(data: bytes, *, at_most: int) -> tuple[Update, SignedHead | None]:
@@ -45,14 +58,16 @@ def decode_update(data: bytes, *, at_most: int) -> tuple[Update, SignedHead | No
     """
     if len(data) > at_most:
         raise ContractError("too-long", expected("bytes of the update", len(data), f"<= {at_most}"))
-    message = from_bytes(data, work_pb2.Update)
+    gate.check(data, work_pb2.Update.DESCRIPTOR)
+    rest, items = gate.cut_out(data, work_pb2.Update.TENSORS_FIELD_NUMBER)
+    message = parse(rest, work_pb2.Update)
     with named("bad-value"):
         head = read_head(message.receipt) if message.HasField("receipt") else None
         update = Update(
             run_id=message.run_id,
             round=message.round,
             plan_sha256=message.plan_sha256.hex(),
-            tensors=read_tensors(message.tensors),
+            tensors=read_tensors(items),
             receipt=head.receipt if head else None,
         )
     return update, head

@@ -41,6 +41,15 @@ def from_bytes(data: bytes, kind: type[MessageT]) -> MessageT:
         ContractError: As `gate.check`.
     """
     gate.check(data, kind.DESCRIPTOR)
+    return parse(data, kind)
+
+
+def parse(data: bytes | memoryview, kind: type[MessageT]) -> MessageT:
+    """Let protobuf read bytes that passed the gate.
+
+    Raises:
+        ContractError: ``malformed``: the gate was wrong about them.
+    """
     try:
         message: MessageT = kind.FromString(data)
     except DecodeError as error:

@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from sordino.core.contract.codec import from_bytes, named, require_hash, to_bytes
+from sordino.core.contract import gate
+from sordino.core.contract.codec import named, parse, require_hash
 from sordino.core.contract.records import Artefact
 from sordino.core.errors import ContractError, WireError, expected
 from sordino.core.records import AdapterManifest, Tensors, TensorSpec
@@ -28,7 +29,9 @@ def encode_adapter(tensors: Tensors) -> bytes:
     Raises:
         ContractError: There are none, or they are too large to travel.
     """
-    return to_bytes(work_pb2.Adapter(tensors=tensor_messages(tensors)))
+    data = b"".join(encode_tensors(work_pb2.Adapter, tensors))
+    gate.check(data, work_pb2.Adapter.DESCRIPTOR)
+    return data
 
 
 def decode_adapter(data: bytes, artefact: Artefact) -> Tensors:
@@ -38,7 +41,9 @@ def decode_adapter(data: bytes, artefact: Artefact) -> Tensors:
         ContractError: ``wrong-hash``: it isn't the one that was named; or as `decode_update`.
     """
     require_hash(data, artefact.sha256)
-    return read_tensors(from_bytes(data, work_pb2.Adapter).tensors)
+    gate.check(data, work_pb2.Adapter.DESCRIPTOR)
+    _, items = gate.cut_out(data, work_pb2.Adapter.TENSORS_FIELD_NUMBER)
+    return read_tensors(items)
 
 
 def decode_manifest(data: bytes, artefact: Artefact) -> AdapterManifest:
@@ -58,31 +63,43 @@ def decode_manifest(data: bytes, artefact: Artefact) -> AdapterManifest:
     return manifest
 
 
-def tensor_messages(tensors: Tensors) -> Iterator[work_pb2.Tensor]:
-    """Tensors as they travel, sorted by name; one that isn't float32 is a ``wrong-dtype``."""
+def encode_tensors(
+    kind: type[work_pb2.Adapter] | type[work_pb2.Update], tensors: Tensors
+) -> Iterator[bytes]:
+    """Encode the field `tensors` of a message of a kind, sorted by name, a tensor at a time.
+
+    The encodings of a message's parts, one after another, are the encoding of the whole.
+
+    Raises:
+        ContractError: ``wrong-dtype``: one isn't float32.
+    """
     for name in sorted(tensors):
         tensor = tensors[name]
         if tensor.dtype != np.float32:
             raise ContractError(
                 "wrong-dtype", expected(f"dtype of {name}", str(tensor.dtype), "= float32")
             )
-        yield work_pb2.Tensor(
+        message = kind()
+        message.tensors.add(
             name=name,
             dtype=work_pb2.D_TYPE_FLOAT32,
             shape=tensor.shape,
             data=np.ascontiguousarray(tensor, dtype="<f4").tobytes(),
         )
+        part: bytes = message.SerializeToString(deterministic=True)
+        yield part
 
 
-def read_tensors(messages: Iterable[work_pb2.Tensor]) -> Tensors:
-    """Tensors from messages that passed the gate, as views of their bytes.
+def read_tensors(items: Iterable[memoryview]) -> Tensors:
+    """Read tensors of a message that passed the gate, from the bytes of each.
 
     Raises:
         ContractError: ``unsorted-tensors``, ``bad-shape`` or ``wrong-size``.
     """
     arrays: Tensors = {}
     last = ""
-    for message in messages:
+    for item in items:
+        message = parse(item, work_pb2.Tensor)
         name, shape, data = message.name, tuple(message.shape), message.data
         if name <= last:
             raise ContractError(

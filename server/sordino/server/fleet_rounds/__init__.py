@@ -39,6 +39,7 @@ from sordino.server.fleet_rounds.rounds import (
     is_due,
     open_round,
     plan_round,
+    publish_look,
     publish_round,
 )
 from sordino.server.fleet_rounds.tasks import (
@@ -90,6 +91,7 @@ __all__ = [
     "order_of",
     "pause_run",
     "plan_round",
+    "publish_look",
     "publish_round",
     "read_settings",
     "recover",

@@ -7,11 +7,17 @@ from functools import lru_cache
 
 from sordino.core import adapters
 from sordino.core.config import LoraConfig, TrainConfig
-from sordino.core.contract import Artefact, SignedHead, decode_manifest, decode_update
+from sordino.core.contract import (
+    Artefact,
+    SignedHead,
+    decode_manifest,
+    decode_measurement,
+    decode_update,
+)
 from sordino.core.errors import UpdateRejectedError
 from sordino.core.records import AdapterManifest
 from sordino.privacy.ledger.keys import signature_holds
-from sordino.privacy.plan import AnyPlan, decode_plan
+from sordino.privacy.plan import AnyPlan, decode_metric_plan, decode_plan
 from sordino.server import aggregate
 from sordino.server.fleet_rounds.context import Fleet, require
 from sordino.server.fleet_rounds.tasks import read_settings
@@ -48,7 +54,7 @@ def rules_of(
 
 @dataclass(frozen=True)
 class AdapterWork:
-    """The check of updates of all runs that train an adapter.
+    """The check of what devices answer, to rounds of training and to paid looks, of all runs.
 
     Attributes:
         fleet: Holds the rounds, their plans and manifests.
@@ -57,9 +63,25 @@ class AdapterWork:
     fleet: Fleet
 
     def check(self, asked: Round, data: bytes) -> SignedHead | None:
-        """See `Work.check`: form, run, round, plan, receipt, names, shapes, finite, norm."""
+        """See `Work.check`: form, run, round, plan, receipt, and what the answer may be."""
+        lora, train = read_settings(asked.settings)
+        plan = self.fleet.artefacts.read(asked.plan)
+        head = (
+            _check_measurement(asked, plan, data)
+            if train is None
+            else self._check_update(asked, plan, lora, train, data)
+        )
+        if head and not signature_holds(head.public_key, head.receipt.ledger_head, head.signature):
+            raise UpdateRejectedError("wrong-receipt", "its signature doesn't hold")
+        return head
+
+    def _check_update(
+        self, asked: Round, plan: bytes, lora: LoraConfig, train: TrainConfig, data: bytes
+    ) -> SignedHead | None:
         update, head = decode_update(data, at_most=asked.max_answer_bytes)
-        rules = self._rules(asked)
+        with self.fleet.store.read() as rows:
+            manifest = require(rows, Run, asked.run_id).manifest
+        rules = rules_of(plan, self.fleet.artefacts.read(manifest), lora, train, asked.round)
         aggregate.validate_update(
             update,
             round_number=asked.round,
@@ -67,13 +89,10 @@ class AdapterWork:
             trained=rules.trained,
             bound=rules.bound,
         )
-        if head and not signature_holds(head.public_key, head.receipt.ledger_head, head.signature):
-            raise UpdateRejectedError("wrong-receipt", "its signature doesn't hold")
         return head
 
-    def _rules(self, asked: Round) -> Rules:
-        with self.fleet.store.read() as rows:
-            manifest = require(rows, Run, asked.run_id).manifest
-        read = self.fleet.artefacts.read
-        lora, train = read_settings(asked.settings)
-        return rules_of(read(asked.plan), read(manifest), lora, train, asked.round)
+
+def _check_measurement(asked: Round, plan: bytes, data: bytes) -> SignedHead:
+    measurement, head = decode_measurement(data)
+    aggregate.validate_measurement(measurement, plan=decode_metric_plan(plan), look=asked.round)
+    return head

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sordino.core.errors import ContractError, expected
 from sordino.core.records import require_run_id
+from sordino.privacy.plan import decode_metric_plan
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import (
     Fleet,
@@ -29,6 +30,12 @@ from sordino.server.store.records import FINAL_ROUNDS
 
 AnswerT = TypeVar("AnswerT", Run, Device)
 
+MEASUREMENT_BYTES: Final = 4096
+"""No answer to a look is longer."""
+
+FOR_EVER: Final = 1 << 31
+"""A patience that no number of failed looks ends: nothing that clients do to one fails the run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
@@ -38,6 +45,7 @@ class NewRun:
         plan: The plan's canonical encoding.
         manifest: The adapter manifest's canonical encoding.
         base: The base model's hash; it is kept before, with `keep_base`.
+        metric: The canonical encoding of the plan of the metric that it buys; empty: none.
     """
 
     run_id: str
@@ -53,6 +61,7 @@ class NewRun:
     timeout_ms: int
     max_answer_bytes: int
     patience: int = 3
+    metric: bytes = b""
 
 
 def keep_base(fleet: Fleet, source: Path) -> str:
@@ -86,18 +95,45 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
             "plan": keep_artefact(fleet, tx, new.plan, "plan"),
             "manifest": keep_artefact(fleet, tx, new.manifest, "manifest"),
             "rounds_planned": terms.pop("rounds"),
+            "started_ms": fleet.now_ms(),
         }
-        return tx.add(Run(state="running", started_ms=fleet.now_ms(), **terms))
+        metric = terms.pop("metric")
+        run = tx.add(Run(state="running", **terms))
+        if metric:
+            _add_looks(fleet, tx, run, metric)
+        return run
 
     said = {**asdict(new), "plan": new.plan.hex(), "manifest": new.manifest.hex()}
+    said["metric"] = new.metric.hex()
     return _command(fleet, request_id, "start-run", said, Run, start)
+
+
+def _add_looks(fleet: Fleet, tx: Writer, run: Run, metric: bytes) -> None:
+    """The looks at a run's metric are rounds of a run of their own, as its plan has it."""
+    plan = decode_metric_plan(metric)
+    if tx.find(Run, plan.run_id) is not None:
+        raise ContractError("run-exists", f"there is a run {plan.run_id}: choose another name")
+    tx.add(
+        replace(
+            run,
+            run_id=plan.run_id,
+            trust=plan.trust,
+            plan=keep_artefact(fleet, tx, metric, "plan"),
+            rounds_planned=plan.rounds,
+            extra=0,
+            min_updates=1,
+            max_answer_bytes=MEASUREMENT_BYTES,
+            patience=FOR_EVER,
+            measures=run.run_id,
+        )
+    )
 
 
 def pause_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """Open no further round; the open one goes on to its end."""
 
     def pause(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         return run if run.state == "paused" else _move(tx, run, "paused")
 
     return _command(fleet, request_id, "pause-run", {"run_id": run_id}, Run, pause)
@@ -107,7 +143,7 @@ def resume_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """Go on after a pause, or after a failure that was looked into."""
 
     def resume(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         return run if run.state == "running" else _move(tx, run, "running", reason="")
 
     return _command(fleet, request_id, "resume-run", {"run_id": run_id}, Run, resume)
@@ -117,8 +153,10 @@ def stop_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """End a run for good. Its unfinished round is given up; what was charged stays charged."""
 
     def stop(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         give_up_round(fleet, tx, run_id, "run-stopped")
+        for looks in tx.all(Run, measures=run_id):
+            give_up_round(fleet, tx, looks.run_id, "run-stopped")
         return run if run.state == "stopped" else _move(tx, run, "stopped")
 
     return _command(fleet, request_id, "stop-run", {"run_id": run_id}, Run, stop)
@@ -141,7 +179,7 @@ def add_rounds(
     """
 
     def add(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         if more < 1:
             raise ContractError("bad-value", expected("rounds", more, ">= 1"))
         if run.state == "stopped":
@@ -164,7 +202,7 @@ def change_cohort(
     """
 
     def change(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         if run.trust == "central":
             raise ContractError("cohort-fixed", "under central trust the cohort is the plan's")
         if run.state == "stopped":
@@ -187,7 +225,7 @@ def roll_back(fleet: Fleet, request_id: str, run_id: str, number: int) -> Run:
     """
 
     def back(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         under_way = [r for r in tx.all(Round, run_id=run_id) if r.state not in FINAL_ROUNDS]
         if run.state != "paused" or any(each.state != "planned" for each in under_way):
             raise ContractError("run-not-paused", "pause the run, and let its round come to an end")
@@ -267,6 +305,14 @@ def _command(
             )
         )
         return done
+
+
+def _trained(tx: Writer, run_id: str) -> Run:
+    """A run that an operator may command; its looks follow it."""
+    run = require(tx, Run, run_id)
+    if run.measures:
+        raise ContractError("unknown-run", f"{run_id} is the metric of {run.measures}")
+    return run
 
 
 def _check_cohort(cohort: int, extra: int, min_updates: int) -> None:

@@ -220,6 +220,37 @@ def publish_round(fleet: Fleet, run_id: str, number: int) -> Round:
         return move(tx, made, "published")
 
 
+def publish_look(
+    fleet: Fleet,
+    run_id: str,
+    number: int,
+    *,
+    metric: str,
+    value: float | None,
+    noise_std: float | None,
+    answers: int,
+) -> Round:
+    """End a closed look at a metric, and tell what was measured: nothing comes after it."""
+    with fleet.store.write("publish-look") as tx:
+        look = require(tx, Round, run_id, number)
+        if look.state != "closing":
+            return look
+        run = require(tx, Run, run_id)
+        tx.change(run, rounds_done=run.rounds_done + 1)
+        tell(
+            fleet,
+            tx,
+            "metric-measured",
+            run_id=run.measures,
+            round_number=number,
+            metric=metric,
+            value=repr(value),
+            noise_std=repr(noise_std),
+            answers=answers,
+        )
+        return move(tx, move(tx, look, "aggregated"), "published")
+
+
 def give_up_round(fleet: Fleet, tx: Writer, run_id: str, reason: str) -> None:
     """End the run's unfinished round, if there is one, for good: its adapter is the one before."""
     for unfinished in tx.all(Round, run_id=run_id):

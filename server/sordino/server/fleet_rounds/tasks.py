@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.contract import Artefact, TaskOrder
@@ -51,15 +52,26 @@ def order_of(fleet: Fleet, task: Task) -> TaskOrder:
     )
 
 
-def write_settings(lora: LoraConfig, train: TrainConfig) -> str:
-    """What a round's tasks say beside plan and files, as its row keeps it."""
-    return canonical_json({"lora": to_table(lora), "train": to_table(train)})
+def write_settings(lora: LoraConfig, train: TrainConfig | None) -> str:
+    """What a round's tasks say beside plan and files, as its row keeps it.
+
+    Args:
+        lora: The adapter's settings.
+        train: The local optimizer; None: the tasks are a paid look at a metric.
+    """
+    table = {"lora": to_table(lora)} | ({"train": to_table(train)} if train else {})
+    return canonical_json(table)
 
 
-def read_settings(text: str) -> tuple[LoraConfig, TrainConfig]:
+@lru_cache(maxsize=64)
+def read_settings(text: str) -> tuple[LoraConfig, TrainConfig | None]:
     """What `write_settings` wrote."""
     table = json.loads(text)
-    return build(LoraConfig, table["lora"], "lora"), build(TrainConfig, table["train"], "train")
+    train = table.get("train")
+    return (
+        build(LoraConfig, table["lora"], "lora"),
+        None if train is None else build(TrainConfig, train, "train"),
+    )
 
 
 def _artefact(rows: Reader, sha256: str) -> Artefact:

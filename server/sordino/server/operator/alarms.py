@@ -24,6 +24,9 @@ ENDS_SOON_MS: Final = 14 * DAY_MS
 ALARM: Final = "alarm-"
 """What an event's kind begins with that is nothing but an alarm."""
 
+KINDS: Final = ("ledger-rolled-back", "run-failed")
+"""Events of rounds and devices that are alarms too."""
+
 _AGAIN_MS: Final = DAY_MS
 
 

@@ -29,6 +29,8 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 30.0
 _MOST_MESSAGE: Final = 8 << 20
 _AGAIN: Final = frozenset({"same", "resume"})
+_BEGIN_ANEW: Final = frozenset({"unknown-artefact", "wrong-offset"})
+"""What an earlier try left is of a file that is over, or of none."""
 _PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -195,8 +197,8 @@ class OperatorClient:
             try:
                 return _receive(stub(request), target, request.offset)
             except grpc.RpcError as error:
-                if part is not None and _failure(error).reason == "unknown-artefact":
-                    part.unlink()  # the file is over: begin anew
+                if part is not None and _failure(error).reason in _BEGIN_ANEW:
+                    part.unlink()
                     continue
                 broken += 1
                 self._wait_or_raise(error, broken)

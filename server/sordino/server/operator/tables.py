@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sordino.core.errors import ConfigError, expected
 from sordino.protos.v1 import common_pb2, operator_pb2
 
 Table = dict[str, Any]
@@ -77,6 +78,22 @@ def device_table(one: operator_pb2.Device) -> Table:
         "failures": one.failures,
         "ledger_head": head_table(one.ledger_head) if one.HasField("ledger_head") else None,
     }
+
+
+def device_state(word: str) -> operator_pb2.DeviceState:
+    """A device's state by its word.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        state: operator_pb2.DeviceState = operator_pb2.DeviceState.Value(
+            f"DEVICE_STATE_{word.upper()}"
+        )
+    except ValueError as error:
+        words = [_word(name, "DEVICE_STATE_") for name in operator_pb2.DeviceState.keys()[1:]]
+        raise ConfigError(expected("state", word, f"one of {', '.join(words)}")) from error
+    return state
 
 
 def head_table(head: common_pb2.LedgerHead) -> Table:

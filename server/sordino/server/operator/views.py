@@ -45,6 +45,7 @@ _ROUND_STATES: Final = {
 }
 _DROPPED: Final = ("rejected", "declined", "expired", "cancelled")
 _MOST_REASONS: Final = 256
+_MINUTE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,27 @@ class View:
         secret = rows.count(Run, trust="central") > 0
         return cls(fleet=fleet, rows=rows, online=online, secret=secret)
 
+    def run_called(self, run_id: str) -> Run:
+        """A run by its name. Looks at a metric are part of the run that buys them.
+
+        Raises:
+            ContractError: ``unknown-run``.
+        """
+        found = require(self.rows, Run, run_id)
+        if found.measures:
+            raise ContractError("unknown-run", f"{run_id} is the metric of {found.measures}")
+        return found
+
+    def looks_of(self, run: Run) -> Run | None:
+        """The rounds in which a run's metric is looked at: kept as a run of their own."""
+        return next(iter(self.rows.all(Run, measures=run.run_id)), None)
+
     def run(self, run: Run) -> operator_pb2.Run:
-        """A run as it stands."""
-        plan = self.fleet.artefacts.read(run.plan)
+        """A run as it stands; of looks at a metric, the one that buys them."""
+        if run.measures:
+            run = require(self.rows, Run, run.measures)
+        plan, looks = self.fleet.artefacts.read(run.plan), self.looks_of(run)
+        metric = self.fleet.artefacts.read(looks.plan) if looks else b""
         return operator_pb2.Run(
             run_id=run.run_id,
             state=operator_pb2.RunState.Value(f"RUN_STATE_{run.state.upper()}"),
@@ -85,7 +104,7 @@ class View:
             min_updates=run.min_updates,
             started_at_unix_ms=run.started_ms,
             reason=run.reason,
-            epsilon=epsilons(spending.of_plan(plan)),
+            epsilon=epsilons(spending.of_plan(plan, metric)),
         )
 
     def round(self, row: Round) -> operator_pb2.Round:
@@ -120,7 +139,7 @@ class View:
             display_name=row.name,
             state=operator_pb2.DeviceState.Value(f"DEVICE_STATE_{self.standing(row).upper()}"),
             software=row.software,
-            last_seen_unix_ms=row.last_seen_ms,
+            last_seen_unix_ms=self._seen(row),
             not_after_unix_ms=max((one.not_after_ms for one in held), default=0),
         )
         if self.secret:
@@ -138,6 +157,13 @@ class View:
         if shown or (row.state == "resting" and not self.secret):
             return row.state
         return "online" if row.device_id in self.online else "offline"
+
+    def _seen(self, row: Device) -> int:
+        """When a device was last heard of; where counts are secret, not to the second.
+
+        Every device is heard of each minute, but one that answers also when it does.
+        """
+        return row.last_seen_ms // _MINUTE_MS * _MINUTE_MS if self.secret else row.last_seen_ms
 
     def last_head(self, device_id: str) -> Head | None:
         """The newest head that is kept of a device's ledger."""
