@@ -241,6 +241,28 @@ def test_what_an_operator_says_takes_effect_between_two_rounds(tmp_path):
         assert len(rows_of(made, Event, kind="round-published")) == 5
 
 
+def test_two_runs_go_on_beside_each_other(tmp_path):
+    names, bell = (RUN, "run-2"), Bell()
+    plans = {name: make_plan(run_id=name, rounds=2) for name in names}
+
+    def answer(task):
+        value = 0.01 if task.run_id == RUN else 0.02
+        return update(task.round, plans[task.run_id], filled(value, task.round))
+
+    with (
+        fleets.fleet(tmp_path, devices=3, at=bell.hook()) as made,
+        fleets.answering(made, bell, answer),
+        fleets.driving(made, bell, tmp_path),
+    ):
+        for name in names:
+            start(made, tmp_path, plans[name], run_id=name, request_id=name)
+        fleets.until(bell, lambda: all(get(made, Run, name).state == "done" for name in names))
+        for name, value in zip(names, (0.02, 0.04), strict=True):
+            after = tensors_after(made, get(made, Run, name).adapter)
+            trained = filled(0.0)
+            assert all(np.allclose(after[each], value) for each in trained)
+
+
 def test_a_stop_ends_the_round_and_its_driver(tmp_path):
     bell = Bell()
     with fleets.fleet(tmp_path, devices=3, at=bell.hook()) as made:
@@ -273,6 +295,8 @@ def test_a_driver_that_failed_takes_the_run_up_again(tmp_path, monkeypatch):
         fleets.until(bell, lambda: get(made, Run, RUN).state == "done")
         assert full == []
         assert get(made, Round, RUN, 1).state == "published"
+        (alarm,) = rows_of(made, Event, kind="alarm-run-waits")
+        assert "OSError" in alarm.detail
 
 
 # --- paid looks ----------------------------------------------------------------------------------
