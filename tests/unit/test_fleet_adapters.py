@@ -46,10 +46,11 @@ from sordino.privacy.ledger.keys import LedgerKey
 from sordino.privacy.plan import decode_plan
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
-from sordino.server.fleet_run import drive
-from sordino.server.grid import Coordinator
+from sordino.server.fleet_run import DurableRounds, drive
+from sordino.server.grid import Coordinator, FleetGrid
 from sordino.server.release import Releases
 from sordino.server.store import Accepted, Artefacts, Event, Head, Round, Run, Task
+from sordino.server.strategy import RoundReport
 
 KEY = LedgerKey.generate()
 PLAN = make_plan()
@@ -239,6 +240,50 @@ def test_what_an_operator_says_takes_effect_between_two_rounds(tmp_path):
         assert rounds[5].adapter_before == rounds[1].adapter_after
         assert rounds[4].adapter_before == rounds[3].adapter_after
         assert len(rows_of(made, Event, kind="round-published")) == 5
+
+
+def test_a_round_waits_for_enough_devices_that_are_connected(tmp_path):
+    bell, online, looks = Bell(), {"d0"}, []
+
+    def connected():
+        looks.append(len(online))
+        return set(online)
+
+    with (
+        fleets.fleet(tmp_path, devices=4, at=bell.hook()) as made,
+        fleets.driving(made, bell, tmp_path, online=connected),
+    ):
+        start(made, tmp_path, PLAN, cohort=4, min_updates=2)
+        fleets.until(bell, lambda: 1 in looks)
+        assert get(made, Round, RUN, 1).state == "planned"
+        online.add("d3")
+        bell.ring()
+        fleets.until(bell, lambda: get(made, Round, RUN, 1).state == "open")
+        assert sorted(task.device_id for task in rows_of(made, Task)) == ["d0", "d3"]
+
+
+def test_what_a_round_made_that_counts_no_more_is_forgotten(tmp_path):
+    bell = Bell()
+    with (
+        fleets.fleet(tmp_path, devices=1, at=bell.hook()) as made,
+        flower.task_identity(run_id=1, node_id=1),
+    ):
+        start(made, tmp_path, PLAN)
+        coordinator = Coordinator(fleet=made, bell=bell, work=fr.AdapterWork(made))
+        rounds = DurableRounds(coordinator=coordinator, run_id=RUN, releases=fleets.no_releases)
+        turn = rounds.next()
+        grid = FleetGrid(coordinator, RUN)
+        grid.push_messages(turn.strategy.open_round(1, turn.adapter, turn.node_ids))
+        task = fr.task_for(made, "d0")
+        fr.decline(made, "d0", task.task_id, "unavailable")
+        assert fr.close_round(made, coordinator.work, RUN, 1).state == "failed"
+        nothing = RoundReport(
+            round=1, sent=1, received=1, dropped=(), bytes_down=0, bytes_up=0, wall_s=0.0
+        )
+        assert not rounds.keep(turn, {**turn.adapter, **filled(0.5)}, nothing)
+        after = rounds.next()
+        assert (after.number, after.drawn, after.made) == (2, False, None)
+        assert all((after.adapter[name] == tensor).all() for name, tensor in initial().items())
 
 
 def test_two_runs_go_on_beside_each_other(tmp_path):

@@ -92,9 +92,11 @@ class DurableRounds:
         self._fleet.at("adapter:made")
         data = _encoded(turn, adapter)
         made = fr.aggregate_round(self._fleet, self.run_id, turn.number, data)
+        if made.state != "aggregated":  # it was stopped, or failed, meanwhile
+            return False
         self._last.clear()
         self._last[made.adapter_after] = adapter
-        return made.state == "aggregated"
+        return True
 
     def publish(self, turn: Turn, adapter: Tensors, report: RoundReport) -> None:
         """See `Rounds.publish`. A look that was taken is over first."""
