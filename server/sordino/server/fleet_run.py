@@ -12,7 +12,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +25,13 @@ from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.config import ExperimentConfig
 from sordino.core.contract import Artefact, decode_adapter, decode_manifest, encode_adapter
-from sordino.core.errors import RoundFailedError, RoundGivenUpError
+from sordino.core.errors import RoundFailedError, RoundGivenUpError, StoreError
 from sordino.core.records import Tensors
 from sordino.core.settings import build
 from sordino.privacy.plan import CentralPlan, decode_metric_plan, decode_plan
 from sordino.server import fleet_rounds as fr
 from sordino.server.app import federation_app
+from sordino.server.fleet_rounds.context import tell
 from sordino.server.grid import LOOK_S, Coordinator, FleetGrid, node_id, opening_of
 from sordino.server.metrics import looks_of
 from sordino.server.release import Releases
@@ -91,9 +92,11 @@ class DurableRounds:
         self._fleet.at("adapter:made")
         data = _encoded(turn, adapter)
         made = fr.aggregate_round(self._fleet, self.run_id, turn.number, data)
+        if made.state != "aggregated":  # it was stopped, or failed, meanwhile
+            return False
         self._last.clear()
         self._last[made.adapter_after] = adapter
-        return made.state == "aggregated"
+        return True
 
     def publish(self, turn: Turn, adapter: Tensors, report: RoundReport) -> None:
         """See `Rounds.publish`. A look that was taken is over first."""
@@ -333,13 +336,22 @@ class Drivers:
     def _drive(self, run_id: str) -> None:
         try:
             drive(self._coordinator, run_id, self._releases, self._choose)
-        except Exception:  # whatever it was: the run is taken up again, and the others go on
+        except Exception as error:  # whatever it was: the run goes on later, the others now
             _, last = self._rests.get(run_id, (0.0, 0.0))
+            if not last:
+                self._alarm(run_id, type(error).__name__)
             rest = min(max(2 * last, _FIRST_REST_S), _LONGEST_REST_S)
             self._rests[run_id] = time.monotonic() + rest, rest
             log.exception("run %s stopped, and goes on in %g s", run_id, rest)
         else:
             self._rests.pop(run_id, None)
+
+    def _alarm(self, run_id: str, why: str) -> None:
+        """Tell operators, once for each time that it stands still, and no more than a word."""
+        message = f"{run_id} stands still ({why}) and is tried again: see the coordinator's log"
+        fleet = self._coordinator.fleet
+        with suppress(StoreError), fleet.store.write("raise-alarm") as tx:
+            tell(fleet, tx, "alarm-run-waits", run_id=run_id, message=message)
 
     def _releases(self, plan: CentralPlan) -> Releases:
         return Releases(plan=plan, folder=self._folder)
