@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
-from rich.console import Console
 
 from sordino.cli import (
     adapter,
@@ -29,7 +26,7 @@ from sordino.cli import (
     simulate,
     watch,
 )
-from sordino.core.errors import SordinoError
+from sordino.cli.entry import run
 
 app = typer.Typer(
     help="Private federated fine-tuning of quantized small language models.",
@@ -60,15 +57,8 @@ app.command("export")(export.export)
 
 
 def main() -> None:
-    """Run the command. A user's mistake is one line on stderr and its own exit code."""
-    try:
-        app()
-    except SordinoError as error:
-        Console(stderr=True).print(f"sordino: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("sordino: stopped", markup=False)
-        sys.exit(130)
+    """Run the command."""
+    run(app)
 
 
 if __name__ == "__main__":
