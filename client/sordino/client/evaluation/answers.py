@@ -14,7 +14,8 @@ from sordino.client.evaluation.subject import Subject
 from sordino.client.evaluation.tasks import Item, Task
 from sordino.client.generate import generate, score
 from sordino.core.errors import DataError
-from sordino.privacy.audit.intervals import Interval, wilson
+from sordino.core.stats import Interval
+from sordino.privacy.audit.intervals import wilson
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
