@@ -62,7 +62,7 @@ class ServiceSettings:
     calls_per_minute: int = 120
     calls_at_once: int = 8
     enrolments_per_minute: int = 120
-    uploads_at_once: int = 128
+    uploads_at_once: int = 64
     upload_wait_s: float = 60.0
     message_s: float = 60.0
     bytes_per_s: int = 1024
