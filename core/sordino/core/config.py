@@ -355,7 +355,7 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> ExperimentConf
     Raises:
         ConfigError: The file can't be read, isn't TOML, or holds something impossible.
     """
-    table = _read(path)
+    table = read_toml(path)
     for assignment in overrides:
         set_by_path(table, assignment)
     return resolve_experiment(table)
@@ -367,10 +367,15 @@ def reload_experiment(path: Path) -> ExperimentConfig:
     Raises:
         ConfigError: As `load_experiment`.
     """
-    return build(ExperimentConfig, _read(path))
+    return build(ExperimentConfig, read_toml(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as it stands.
+
+    Raises:
+        ConfigError: It can't be read, or isn't TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,10 +16,11 @@ from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
 from sordino.sim import central, evaluation, folder, policies, population
+from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
 from sordino.sim.grid import LocalGrid, NodeConfig
-from sordino.sim.measure import Meter
+from sordino.sim.measure import Meter, processor_s
 from sordino.sim.outcome import Outcome, make_report
 from sordino.sim.population import Population
 from sordino.sim.progress import Progress, Silent
@@ -51,6 +52,7 @@ def simulate(
     config: ExperimentConfig,
     out: Path | None = None,
     *,
+    baselines: Baselines | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SimulationResult:
@@ -59,11 +61,13 @@ def simulate(
     Args:
         config: The experiment.
         out: The run's folder, new or empty; None: ``runs/<id>``.
+        baselines: Which are run, and whose figures are known already; None: both are run, or with
+            ``trust = "none"``, where the run is a baseline itself, neither.
         cache: The model cache; None: the user's.
         progress: Who is told of it.
 
     Returns:
-        The run's folder and report. With ``trust = "none"`` only the run without privacy is made.
+        The run's folder and report.
 
     Raises:
         ConfigError: The configuration or the folder is refused, before anything runs.
@@ -74,7 +78,7 @@ def simulate(
     cache = cache or cache_root()
     files, people = _open(config, cache)
     run = folder.create(config, out or Path("runs") / folder.new_run_id())
-    return _execute(config, run, files, people, cache, progress or Silent())
+    return _execute(config, run, baselines, files, people, cache, progress or Silent())
 
 
 def resume_run(
@@ -100,7 +104,7 @@ def resume_run(
     cache = cache or cache_root()
     run, config = folder.reopen(root)
     files, people = _open(config, cache)
-    return _execute(config, run, files, people, cache, progress or Silent())
+    return _execute(config, run, None, files, people, cache, progress or Silent())
 
 
 def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population]:
@@ -111,11 +115,13 @@ def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population
 def _execute(
     config: ExperimentConfig,
     run: RunFolder,
+    baselines: Baselines | None,
     files: ModelFiles,
     people: Population,
     cache: Path,
     progress: Progress,
 ) -> SimulationResult:
+    began = processor_s()
     progress.say(f"Run {run.run_id} in {run.root}")
     for note in people.notes:
         progress.say(note)
@@ -123,6 +129,7 @@ def _execute(
     simulation = _Simulation(
         config=config,
         run=run,
+        baselines=baselines or Baselines.usual(config),
         base=base,
         quantization=files.quantization,
         users=people.users,
@@ -135,6 +142,7 @@ def _execute(
     if config.privacy.trust != "none" and not config.privacy.seeded_noise:
         write_report(report, run.root, claim_of_run(run.root))
     write_card(report, _base_card(files), run.adapter)
+    run.log("finished", processor_s=processor_s() - began)
     return SimulationResult(run.root, report)
 
 
@@ -150,6 +158,7 @@ def _base_card(files: ModelFiles) -> BaseCard:
 class _Simulation:
     config: ExperimentConfig
     run: RunFolder
+    baselines: Baselines
     base: Base
     quantization: str
     users: tuple[str, ...]
@@ -158,7 +167,7 @@ class _Simulation:
     progress: Progress
 
     def execute(self) -> RunReport:
-        names = [NO_PRIVACY] if self._main == NO_PRIVACY else [PRIVATE, NO_PRIVACY, NO_FEDERATION]
+        names = [self._main, *self.baselines.run]
         nodes = [node for name in names for node in self._nodes(name)]
         with LocalGrid(nodes, workers=self.config.performance.workers) as grid:
             before = self._evaluate(grid, "base model", [None] * len(self.users))
@@ -179,6 +188,7 @@ class _Simulation:
                 records=self.records,
                 before=before,
                 after=after,
+                known=self.baselines.known,
                 main=self._main,
             )
         )
