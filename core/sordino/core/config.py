@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
+from sordino.core.population import PartitionConfig
 from sordino.core.settings import build, set_by_path
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -282,6 +283,7 @@ class ExperimentConfig:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
@@ -300,6 +302,7 @@ class ExperimentConfig:
             "say how many users there are: the divisor must be public",
         )
         self._check_metrics()
+        self.partition.check(self.data.users, self.data.clients)
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,

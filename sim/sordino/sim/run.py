@@ -15,7 +15,7 @@ from sordino.core.config import ExperimentConfig
 from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
-from sordino.sim import central, evaluation, folder, policies, population
+from sordino.sim import central, evaluation, folder, partitions, policies, population
 from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
@@ -76,9 +76,11 @@ def simulate(
         RoundFailedError: A round ended with too few valid updates.
     """
     cache = cache or cache_root()
-    files, people = _open(config, cache)
+    dealt = partitions.deal(config, cache)
+    files, people = _open(dealt.config, cache)
     run = folder.create(config, out or Path("runs") / folder.new_run_id())
-    return _execute(config, run, baselines, files, people, cache, progress or Silent())
+    dealt.keep(run.root)
+    return _execute(dealt.config, run, baselines, files, people, cache, progress or Silent())
 
 
 def resume_run(
@@ -103,6 +105,7 @@ def resume_run(
     """
     cache = cache or cache_root()
     run, config = folder.reopen(root)
+    config = partitions.deal(config, cache).config
     files, people = _open(config, cache)
     return _execute(config, run, None, files, people, cache, progress or Silent())
 

@@ -12,7 +12,7 @@ from sordino.core.config import ExperimentConfig
 from sordino.core.errors import ConfigError, expected
 from sordino.privacy.accounting import Event
 from sordino.privacy.plan import NoPrivacyPlan, metric_plan, plan_of_run
-from sordino.sim import central
+from sordino.sim import central, partitions
 from sordino.sim.budget import choose_step_size
 from sordino.sim.population import Population, choose_population
 
@@ -86,12 +86,20 @@ class Checks:
         ):
             if not ok:
                 raise ConfigError(expected(f"privacy.{name}", value, required, todo))
+        kind = config.partition.kind
+        if kind != "user":
+            required = "user with private = true"
+            todo = "the budget is kept by user, and dealing records out hides whose they are"
+            raise ConfigError(expected("partition.kind", kind, required, todo))
 
     def _model(self, config: ExperimentConfig) -> ModelFiles:
         return self._once(config.model, lambda: resolve_model(config.model, self._cache))
 
     def _people(self, config: ExperimentConfig) -> Population:
-        return self._once(config.data, lambda: choose_population(config))
+        def choose() -> Population:
+            return choose_population(partitions.deal(config, self._cache).config)
+
+        return self._once((config.data, config.partition), choose)
 
     def _events(self, config: ExperimentConfig) -> tuple[Event, ...]:
         rounds, steps = config.federation.rounds, config.train.local_steps

@@ -12,6 +12,7 @@ from sordino.server.report import formats, render_page
 from sordino.server.report.standing import against, noise_standing, protected
 from sordino.sim.sweeps import charts
 from sordino.sim.sweeps.cells import label, value_in_words
+from sordino.sim.sweeps.holdings import holdings_charts
 from sordino.sim.sweeps.outcome import (
     COSTS_BUDGET,
     LEVEL,
@@ -39,6 +40,7 @@ def render(result: SweepResult) -> str:
         utility=charts.utility_charts(result),
         noise=charts.noise_charts(result),
         traffic=charts.traffic_charts(result),
+        holdings=holdings_charts(result),
     )
 
 
