@@ -33,50 +33,48 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def documented(tmp_path_factory):
-    """What the example of docs/experiments.md leaves behind, and its names."""
-    page = (ROOT / "docs" / "experiments.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, object] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("notebook"))
-        exec(compile(example, "docs/experiments.md", "exec"), names)
-    return names
-
-
 def lines(result):
     with (result.folder / "table.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_documented_example_runs(documented):
-    run, swept = documented["run"], documented["swept"]
-    assert run.report.utility.no_federation is not None
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two cells over private data, of which one fails when it has charged everything; run again."""
+    from sordino.sim import run
+
+    arguments = {
+        "settings": {**TINY, "privacy.noise_multiplier": 1.0},
+        "grid": {"lora.rank": [2, 4]},
+        "private": True,
+        "out": tmp_path_factory.mktemp("sweeps") / "own",
+        "workers": 0,
+    }
+    honest, tries = run.make_report, []
+
+    def dying(outcome):
+        tries.append(outcome.main)
+        if len(tries) == 3:  # after the two baselines
+            raise SordinoError("the machine went away")
+        return honest(outcome)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_report", dying)
+        with pytest.raises(SordinoError, match=r"1 of 2 cells failed.*\n.*the machine went away"):
+            sweep(**arguments)
+    return sweep(**arguments)
+
+
+def test_a_sweep_leaves_its_runs_a_table_and_a_report(swept):
     assert [(r.cell.settings, r.cell.seed) for r in swept.runs] == [
-        ({"privacy.epsilon": epsilon}, seed) for epsilon in (2.0, 8.0) for seed in (0, 1)
+        ({"lora.rank": rank}, 0) for rank in (2, 4)
     ]
-    assert all(len(group.runs) == 2 for group in swept.groups)
     left = {path.name for path in swept.folder.iterdir()}
     assert left == {
-        "baselines", "cells", "report.html", "sweep.json", "sweep.lock", "table.csv",
+        "abandoned", "baselines", "cells", "report.html", "sweep.json", "sweep.lock", "table.csv",
         "table.parquet",
     }  # fmt: skip
-
-
-def test_a_baseline_is_run_once_a_seed_and_stands_beside_every_epsilon(documented):
-    swept = documented["swept"]
-    assert len(list((swept.folder / "baselines").iterdir())) == 2
     for run in swept.runs:
-        twin = read_report(swept.folder / "baselines" / run.cell.baseline.name)
-        assert twin.guarantee.trust == "none"
-        assert run.report.utility.no_privacy == twin.utility.no_privacy
-        assert run.report.utility.no_federation is None  # of another mechanism: not borrowed
-        assert run.alone == twin.utility.no_federation.interval.estimate
-
-
-def test_a_cell_is_a_runs_folder(documented):
-    for run in documented["swept"].runs:
         held = {path.name for path in run.folder.iterdir()}
         assert held == {
             "config.toml", "metrics.jsonl", "report.json", "report.html", "adapter",
@@ -85,8 +83,17 @@ def test_a_cell_is_a_runs_folder(documented):
         assert RunFolder(run.folder, "").processor_s > 0
 
 
-def test_the_table_says_what_every_epsilon_means(documented):
-    swept = documented["swept"]
+def test_a_baseline_without_privacy_stands_beside_its_cell(swept):
+    assert len(list((swept.folder / "baselines").iterdir())) == 2  # of two ranks
+    for run in swept.runs:
+        twin = read_report(swept.folder / "baselines" / run.cell.baseline.name)
+        assert twin.guarantee.trust == "none"
+        assert run.report.utility.no_privacy == twin.utility.no_privacy
+        assert run.report.utility.no_federation is None  # of another mechanism: not borrowed
+        assert run.alone == twin.utility.no_federation.interval.estimate
+
+
+def test_the_table_says_what_every_epsilon_means(swept):
     rows = lines(swept)
     assert [float(row["epsilon"]) for row in rows] == [run.epsilon for run in swept.runs]
     for row, run in zip(rows, swept.runs, strict=True):
@@ -100,39 +107,18 @@ def test_the_table_says_what_every_epsilon_means(documented):
     assert [row["gain"] for row in table] == [run.gain for run in swept.runs]
 
 
-def test_the_page_shows_every_figure_and_loads_nothing(documented):
-    page = (documented["swept"].folder / "report.html").read_text("utf-8")
+def test_the_page_shows_every_figure_and_loads_nothing(swept):
+    page = (swept.folder / "report.html").read_text("utf-8")
     for words in (
         "Utility against ε", "Utility against the noise level", "Utility against traffic",
         "Without privacy", "Each client alone, without noise", "Not audited",
         "Choosing costs budget", "add-or-remove-one", "pessimistic PLD", "Student",
+        "Records by client", "3 runs on the same records together, 1 of them abandoned",
     ):  # fmt: skip
         assert words in page
     assert "<script" not in page
     assert "http://" not in page
     assert "https://" not in page
-
-
-def test_what_is_finished_is_not_run_again(documented, monkeypatch):
-    swept = documented["swept"]
-    before = {p: p.stat().st_mtime_ns for p in swept.folder.rglob("metrics.jsonl")}
-    monkeypatch.setattr("sordino.sim.sweeps.jobs.simulate", None)
-    grown = sweep(
-        settings={**documented["small"], "federation.min_updates": 3},
-        grid={"privacy.epsilon": [8.0]},
-        seeds=[1],
-        out=swept.folder,
-        workers=0,
-    )
-    assert [(run.epsilon, run.cell.seed) for run in grown.runs] == [(swept.runs[3].epsilon, 1)]
-    assert before == {p: p.stat().st_mtime_ns for p in swept.folder.rglob("metrics.jsonl")}
-
-
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
-    (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(ConfigError, match="not empty and holds no sweep"):
-        sweep(settings=TINY, grid={"lora.rank": [2]}, out=tmp_path, workers=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
 def together(ledgers, delta):
@@ -150,35 +136,49 @@ def together(ledgers, delta):
     return accountant.get_epsilon(delta)
 
 
-def test_over_private_data_all_attempts_are_composed_and_none_is_forgotten(tmp_path, monkeypatch):
-    from sordino.sim import run
-
-    swept = {"settings": {**TINY, "privacy.noise_multiplier": 1.0}, "private": True}
-    arguments = {**swept, "grid": {"lora.rank": [2, 4]}, "out": tmp_path / "own", "workers": 0}
-    honest, tries = run.make_report, []
-
-    def dying(outcome):
-        tries.append(outcome.main)
-        if len(tries) == 3:  # after the two baselines: a cell that has charged everything
-            raise SordinoError("the machine went away")
-        return honest(outcome)
-
-    monkeypatch.setattr(run, "make_report", dying)
-    with pytest.raises(SordinoError, match=r"1 of 2 cells failed.*\n.*the machine went away"):
-        sweep(**arguments)
-    monkeypatch.setattr(run, "make_report", honest)
-    done = sweep(**arguments)
-    price = done.price
+def test_over_private_data_all_attempts_are_composed_and_none_is_forgotten(swept):
+    price = swept.price
     assert (price.runs, price.abandoned, price.unit) == (3, 1, "record")
-    each = done.runs[0].epsilon
-    ledgers = [done.runs[0].folder / "ledger.jsonl"] * 3  # all three charged the same
-    assert each < together(ledgers[:2], 1e-5) < price.epsilon
+    ledgers = [swept.runs[0].folder / "ledger.jsonl"] * 3  # all three charged the same
+    assert swept.runs[0].epsilon < together(ledgers[:2], 1e-5) < price.epsilon
     assert price.epsilon == pytest.approx(together(ledgers, 1e-5), rel=0.01)
     assert price.filtered >= price.epsilon
-    assert "3 runs on the same records together, 1 of them abandoned" in str(price)
-    assert "3 runs on the same records" in (done.folder / "report.html").read_text("utf-8")
+
+
+def test_what_is_finished_is_not_run_again_and_private_stays_private(swept, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in swept.folder.rglob("metrics.jsonl")}
+    monkeypatch.setattr("sordino.sim.sweeps.jobs.simulate", None)
+    settings = {**TINY, "privacy.noise_multiplier": 1.0}
+    arguments = {"settings": settings, "out": swept.folder, "workers": 0}
+    fewer = sweep(**arguments, grid={"lora.rank": [4]}, private=True)
+    assert [run.report for run in fewer.runs] == [swept.runs[1].report]
+    assert fewer.price == swept.price  # what is no longer in the table stays spent
+    assert before == {p: p.stat().st_mtime_ns for p in swept.folder.rglob("metrics.jsonl")}
     with pytest.raises(ConfigError, match="holds a sweep over private data"):
-        sweep(**{**arguments, "private": False})
+        sweep(**arguments, grid={"lora.rank": [4]})
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(ConfigError, match="not empty and holds no sweep"):
+        sweep(settings=TINY, grid={"lora.rank": [2]}, out=tmp_path, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.slow
+def test_the_documented_example_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/experiments.md", "exec"), names)
+    assert names["run"].report.utility.no_federation is not None
+    runs = names["swept"].runs
+    assert [(r.cell.settings, r.cell.seed) for r in runs] == [
+        ({"privacy.epsilon": epsilon}, seed) for epsilon in (2.0, 8.0) for seed in (0, 1)
+    ]
+    assert len({run.cell.baseline.name for run in runs}) == 2  # one a seed, whatever the ε
+    assert all(len(group.runs) == 2 for group in names["swept"].groups)
 
 
 SWEEP = """

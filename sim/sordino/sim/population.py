@@ -65,7 +65,8 @@ def node_configs(
         users: The clients' users.
         state_root: Where the clients' folders go.
         cache: The model cache.
-        without_privacy: The simulated owners let their devices train without privacy.
+        without_privacy: The simulated owners let their devices train without privacy. Then nothing
+            has to be secret, and batches come from the experiment's seed.
         policy: The simulated owners' signed policy, and the key that it is signed with.
     """
     return [
@@ -81,7 +82,7 @@ def node_configs(
             "state-dir": str(state_dir(state_root, index)),
             "cache-dir": str(cache),
             "allow-no-privacy": without_privacy,
-            "noise-seed": config.seed if config.privacy.seeded_noise else -1,
+            "noise-seed": config.seed if config.privacy.seeded_noise or without_privacy else -1,
             "micro-batch": config.performance.micro_batch,
             "checkpoint": config.performance.checkpoint,
             "memory-mb": config.performance.memory_mb,
