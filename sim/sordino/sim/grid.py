@@ -62,19 +62,19 @@ class LocalGrid(PlainGrid):
         if workers and not isinstance(app, str):
             raise ConfigError("expected app as module:name, which worker processes can import")
         super().__init__(run_id)
-        self._node_ids = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes)))
-        configs = dict(zip(self._node_ids, nodes, strict=True))
+        self._node_ids = range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes))
+        self._nodes = nodes
         self._stack = ExitStack()
         self._stack.enter_context(flower.quiet_flower())
         self._stack.enter_context(flower.task_identity(run_id=run_id, node_id=1))
         self._done: dict[str, Message] = {}
         self._backend: Inline | Pooled
         if workers:
-            settings = {"app": app, "nodes": configs, "run_config": run_config or {}}
-            setup = Job("", PREPARE, (json.dumps({**settings, "run_id": run_id}).encode(),))
-            self._backend = Pooled(WorkerPool(workers, threads=threads, setup=setup))
+            settings = {"app": app, "run_config": run_config or {}, "run_id": run_id}
+            setup = Job("", PREPARE, (json.dumps(settings).encode(),))
+            self._backend = Pooled(WorkerPool(workers, threads=threads, setup=setup), self._node)
         else:
-            self._backend = Inline(Clients(app, configs, run_config or {}, run_id))
+            self._backend = Inline(Clients(app, run_config or {}, run_id), self._node)
         self._stack.callback(self._backend.close)
 
     # --- Flower's Grid -------------------------------------------------------------------------
@@ -182,6 +182,9 @@ class LocalGrid(PlainGrid):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _node(self, node_id: int) -> NodeConfig:
+        return self._nodes[node_id - FIRST_NODE_ID]
 
     def _replies(self, waiting: set[str], deadline: float | None) -> Iterator[Message]:
         try:

@@ -19,7 +19,7 @@ from sordino.sim import central, evaluation, folder, partitions, policies, popul
 from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
 from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
-from sordino.sim.grid import LocalGrid, NodeConfig
+from sordino.sim.grid import LocalGrid
 from sordino.sim.measure import Meter, processor_s
 from sordino.sim.outcome import Outcome, make_report
 from sordino.sim.population import Population
@@ -171,7 +171,7 @@ class _Simulation:
 
     def execute(self) -> RunReport:
         names = [self._main, *self.baselines.run]
-        nodes = [node for name in names for node in self._nodes(name)]
+        nodes = population.Blocks([self._nodes(name) for name in names])
         with LocalGrid(nodes, workers=self.config.performance.workers) as grid:
             before = self._evaluate(grid, "base model", [None] * len(self.users))
             after: dict[str, Losses] = {}
@@ -200,7 +200,7 @@ class _Simulation:
     def _main(self) -> str:
         return NO_PRIVACY if self.config.privacy.trust == "none" else PRIVATE
 
-    def _nodes(self, name: str) -> list[NodeConfig]:
+    def _nodes(self, name: str) -> population.Nodes:
         variant = self._variant(name, range(0))
         plan = variant.plan()
         return population.node_configs(
