@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
-from sordino.core.population import PartitionConfig
+from sordino.core.population import DevicesConfig, PartitionConfig
 from sordino.core.settings import build, set_by_path
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -284,6 +284,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)

@@ -1,4 +1,4 @@
-"""Settings of a simulated population: who holds which records."""
+"""Settings of a simulated population: who holds which records, and on which devices."""
 
 from __future__ import annotations
 
@@ -43,3 +43,45 @@ class PartitionConfig:
         if self.sizes and len(self.sizes) != clients:
             required = f"as many as data.clients ({clients})"
             raise ConfigError(expected("partition.sizes", self.sizes, required))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig:
+    """The devices of a simulated fleet: their speed, links and habits, drawn from a seeded trace.
+
+    One entry a class in each list. Nothing is assumed of any device: the figures are the user's.
+    """
+
+    classes: tuple[str, ...] = ()  # their names; empty: no fleet is simulated
+    shares: tuple[float, ...] = ()  # of the population, in proportion; empty: all alike
+    tokens_per_s: tuple[float, ...] = ()  # trained on
+    up_mbps: tuple[float, ...] = ()
+    down_mbps: tuple[float, ...] = ()
+    watts: tuple[float, ...] = ()  # while it trains, over being idle
+    online: float = 1.0  # the chance of a device to be there when a round begins
+    online_swing: float = 0.0  # by how much of that the chance rises at night, and falls by day
+    dropout: float = 0.0  # the chance of a device that was asked never to answer
+    stragglers: float = 0.0  # the chance of a device to be slow in a round
+    slowdown: float = 4.0  # how many times slower it is then
+    start_hour: float = 0.0  # when the first round begins, local time of the devices' middle
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_s", "up_mbps", "down_mbps", "watts", "shares"):
+            values = getattr(self, name)
+            wanted = len(self.classes)
+            if len(values) != wanted and not (name == "shares" and not values):
+                required = f"one a class ({wanted})"
+                raise ConfigError(expected(f"devices.{name}", values, required))
+            if not all(0 < value < math.inf for value in values):
+                raise ConfigError(expected(f"devices.{name}", values, "finite and > 0, each"))
+        for name in ("online", "online_swing", "dropout", "stragglers"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(expected(f"devices.{name}", value, "in [0, 1]"))
+        if not 1 <= self.slowdown < math.inf:
+            raise ConfigError(expected("devices.slowdown", self.slowdown, "finite and >= 1"))
+        if not 0 <= self.start_hour < 24:
+            raise ConfigError(expected("devices.start_hour", self.start_hour, "in [0, 24)"))
+        if self.seed < 0:
+            raise ConfigError(expected("devices.seed", self.seed, ">= 0"))

@@ -10,8 +10,9 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
+from typing import Literal
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -23,6 +24,9 @@ from sordino.sim.backends import PREPARE, Clients, Inline, NodeConfig, Pooled
 from sordino.sim.pool import Job, Outcome, WorkerPool
 
 __all__ = ["DEFAULT_APP", "FIRST_NODE_ID", "LocalGrid", "NodeConfig"]
+
+Fate = Callable[[Message], Literal["", "offline", "lost"]]
+"""What becomes of a message to a simulated device."""
 
 DEFAULT_APP = "sordino.client.app:app"
 FIRST_NODE_ID = 2  # 1 is the coordinator's, as at Flower's SuperLink
@@ -64,6 +68,7 @@ class LocalGrid(PlainGrid):
         super().__init__(run_id)
         self._node_ids = range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes))
         self._nodes = nodes
+        self._fate: Fate = _there
         self._stack = ExitStack()
         self._stack.enter_context(flower.quiet_flower())
         self._stack.enter_context(flower.task_identity(run_id=run_id, node_id=1))
@@ -110,7 +115,23 @@ class LocalGrid(PlainGrid):
         At the timeout what hasn't begun is cancelled, and what runs on is thrown away.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._replies(set(self.push_messages(messages)), deadline)
+        fates = [(message, self._fate(message)) for message in messages]
+        asked = [message for message, fate in fates if fate != "offline"]
+        waiting = set(self.push_messages(asked))
+        lost = {message.metadata.message_id for message, fate in fates if fate == "lost"}
+        return self._replies(waiting, deadline, lost)
+
+    @contextmanager
+    def fleet(self, fate: Fate) -> Iterator[None]:
+        """Let a trace decide, while the block runs, who is there and whose answer gets lost.
+
+        Who is offline is never asked. Whose answer is lost was asked, trained and was charged.
+        """
+        before, self._fate = self._fate, fate
+        try:
+            yield
+        finally:
+            self._fate = before
 
     # --- beside Flower's -----------------------------------------------------------------------
 
@@ -186,7 +207,9 @@ class LocalGrid(PlainGrid):
     def _node(self, node_id: int) -> NodeConfig:
         return self._nodes[node_id - FIRST_NODE_ID]
 
-    def _replies(self, waiting: set[str], deadline: float | None) -> Iterator[Message]:
+    def _replies(
+        self, waiting: set[str], deadline: float | None, lost: set[str]
+    ) -> Iterator[Message]:
         try:
             while waiting:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -195,7 +218,9 @@ class LocalGrid(PlainGrid):
                 self._fetch(left)
                 for key in waiting.intersection(self._done):
                     waiting.discard(key)
-                    yield self._done.pop(key)
+                    reply = self._done.pop(key)
+                    if key not in lost:
+                        yield reply
         finally:
             self._backend.cancel(waiting)
 
@@ -209,6 +234,10 @@ class LocalGrid(PlainGrid):
                 flower.set_message_id(done, uuid.uuid4().hex)
                 self._done[key] = done
         return outcomes
+
+
+def _there(message: Message) -> Literal[""]:
+    return ""
 
 
 def _tell(on_done: Callable[[int], None] | None, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card,
 from sordino.sim import central, evaluation, folder, partitions, policies, population
 from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
+from sordino.sim.fleet import Fleet, Trace
 from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
 from sordino.sim.grid import LocalGrid
 from sordino.sim.measure import Meter, processor_s
@@ -221,6 +223,7 @@ class _Simulation:
             adapters = run_alone(variant, grid, self.progress)
             return self._evaluate(grid, TITLES[variant.name], adapters)
         seen: dict[int, Losses] = {}
+        trace = self._trace(variant)
 
         def after_round(number: int) -> dict[str, object]:
             started = time.monotonic()
@@ -232,6 +235,8 @@ class _Simulation:
                 if isinstance(plan, CentralPlan)
                 else {}
             )
+            if trace is not None:
+                trace.note(number, variant.trained_bytes(number))
             return {
                 **observed,
                 "loss": seen[number].overall(),
@@ -240,13 +245,21 @@ class _Simulation:
                 **meter.read(),
             }
 
-        tensors = run_federation(variant, grid, self.progress, after_round)
+        with grid.fleet(trace.fate) if trace is not None else nullcontext():
+            tensors = run_federation(variant, grid, self.progress, after_round)
         last = variant.steps[0]
         if last not in seen:  # a resumed run whose rounds were all done
             save_adapter_of(variant, last, tensors)
             path = self.run.round_adapter(variant.name, last)
             seen[last] = self._evaluate(grid, TITLES[variant.name], [path] * len(self.users))
         return seen[last]
+
+    def _trace(self, variant: Variant) -> Trace | None:
+        if not self.config.devices.classes:
+            return None
+        states = self._states(variant.name)
+        fleet = Fleet(self.config.devices)
+        return Trace(fleet, self.run, variant.name, variant.nodes[0], states)
 
     def _evaluate(self, grid: LocalGrid, title: str, adapters: Sequence[Path | None]) -> Losses:
         if title:

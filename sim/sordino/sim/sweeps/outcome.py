@@ -36,6 +36,7 @@ class Finished:
         report: What its report.json holds.
         beside: The report of its baseline; None for a cell without privacy.
         processor_s: Processor time of the run.
+        simulated: Seconds and joules of the run on its simulated fleet, if it had one.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Finished:
     report: RunReport
     beside: RunReport | None
     processor_s: float | None
+    simulated: tuple[float, float] | None = None
 
     @property
     def gain(self) -> float | None:

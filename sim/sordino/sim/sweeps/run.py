@@ -23,7 +23,8 @@ from typing import Any
 from sordino.client.model.store import cache_root
 from sordino.core.durable import make_folder, write_whole
 from sordino.core.errors import ConfigError, SordinoError
-from sordino.sim.folder import RunFolder
+from sordino.sim.fleet import totals
+from sordino.sim.folder import NO_PRIVACY, PRIVATE, RunFolder
 from sordino.sim.pool import Job, Outcome, WorkerPool, run_call
 from sordino.sim.progress import Progress, Silent
 from sordino.sim.scenarios import sections_of
@@ -259,6 +260,7 @@ def _read(folder: Path, cell: Cell) -> Finished:
         report=jobs.read_report(root),
         beside=jobs.read_report(folder_of(folder, baseline)) if baseline else None,
         processor_s=RunFolder(root, cell.name).processor_s,
+        simulated=totals(RunFolder(root, cell.name), PRIVATE if baseline else NO_PRIVACY),
     )
 
 

@@ -101,6 +101,7 @@ def _gain(prefix: str, figures: UtilityFigures | None) -> Row:
 
 def _cost(run: Finished) -> Row:
     cost = run.report.cost
+    simulated_s, simulated_j = run.simulated or (None, None)
     return {
         "bytes_up": cost.bytes_up,
         "bytes_down": cost.bytes_down,
@@ -110,6 +111,8 @@ def _cost(run: Finished) -> Row:
         "tokens_per_s": cost.tokens_per_s,
         "joules": cost.energy.joules,
         "energy_source": cost.energy.source,
+        "simulated_wall_s": simulated_s,
+        "simulated_joules": simulated_j,
     }
 
 
