@@ -35,6 +35,25 @@ def traffic_charts(result: SweepResult) -> list[Chart]:
     return _over(result, "bytes", title, quantity, _bytes, formats.size, joined=False)
 
 
+def leakage_charts(result: SweepResult) -> list[Chart]:
+    """What audits saw, against what was promised; none where no run was audited."""
+    series: dict[str, list[Point]] = {}
+    for group in result.groups:
+        place, leaked = group.figure(_epsilon), group.figure(lambda run: run.leaked)
+        if place is not None and leaked is not None:
+            point = Point(x=place.mean, written=formats.epsilon(place.mean), figure=leaked)
+            series.setdefault(group.series, []).append(point)
+    curves = [
+        Curve(name=name or _PRIVATE, points=tuple(sorted(points, key=lambda point: point.x)))
+        for name, points in series.items()
+    ]
+    drawn = (
+        plot(f"leakage-{n}", "Audited lower bound against ε", "ε", "ε seen to leak, at least", some)
+        for n, some in enumerate(in_drawings(curves), 1)
+    )
+    return [chart for chart in drawn if chart is not None]
+
+
 def _epsilon(run: Finished) -> float | None:
     return run.epsilon
 

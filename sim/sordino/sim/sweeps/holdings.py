@@ -16,7 +16,7 @@ _MOST_CLIENTS = 24  # in one drawing: of more, evenly chosen from the richest to
 _MOST_LABELS = 4  # with a colour of their own
 _OTHERS = "others"
 _LEFT, _RIGHT, _ROW = 120, 396, 15
-_LONGEST_NAME = 20
+_LONGEST_NAME = 16
 
 
 def holdings_charts(result: SweepResult) -> list[Chart]:

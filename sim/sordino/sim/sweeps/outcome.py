@@ -62,6 +62,13 @@ class Finished:
         return _gain((self.beside or self.report).utility.no_federation)
 
     @property
+    def leaked(self) -> float | None:
+        """The most that an audit saw of the private run: a lower bound on its ε."""
+        whole = getattr(self.report.leakage, "whole", ())  # of an audit's last round
+        seen = [bound.epsilon_lower for bound in whole if bound.label == "private"]
+        return max(seen, default=None)
+
+    @property
     def epsilon(self) -> float | None:
         """ε of the run, as its ledger bears it out; None: not bounded."""
         return self.report.guarantee.epsilon.pld

@@ -40,6 +40,7 @@ def render(result: SweepResult) -> str:
         utility=charts.utility_charts(result),
         noise=charts.noise_charts(result),
         traffic=charts.traffic_charts(result),
+        leakage=charts.leakage_charts(result),
         holdings=holdings_charts(result),
     )
 

@@ -39,6 +39,8 @@ def rows(result: SweepResult) -> list[Row]:
             "seed": run.cell.seed,
             **_promise(run.report),
             **_utility(run),
+            "leakage": run.report.leakage.status,
+            "audited_epsilon_lower": run.leaked,
             **_cost(run),
         }
         for run in result.runs
@@ -74,7 +76,6 @@ def _promise(report: RunReport) -> Row:
         "steps": noise.steps,
         "clip_fraction": noise.clip_fraction,
         "update_snr": noise.update_snr,
-        "leakage": report.leakage.status,
     }
 
 
