@@ -104,8 +104,8 @@ def test_exported_names():
         "ClientFigures", "Cost", "Energy", "Epsilon", "Guarantee", "Leakage", "MetricFigures",
         "Noise", "OtherUnit", "RoundFigures", "Run", "RunModel", "RunReport", "SecondOpinion",
         "Utility", "UtilityFigures",
-        "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
-        "write_card", "write_report",
+        "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "render_page",
+        "to_json", "write_card", "write_report",
     ]  # fmt: skip
     assert all(hasattr(package, name) for name in package.__all__)
 

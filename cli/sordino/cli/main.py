@@ -24,6 +24,7 @@ from sordino.cli import (
     runs,
     serve,
     simulate,
+    sweep,
     watch,
 )
 from sordino.cli.entry import run
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
+app.command("sweep")(sweep.sweep)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("device")(device.device)
