@@ -1,0 +1,99 @@
+"""Gradients of single records, and how an update lies along them: the coordinator's attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.client.batches import Tokens
+from sordino.client.lora import LoraAdapter
+from sordino.client.model.decoder import Decoder
+from sordino.client.train import backward
+
+
+def record_gradients(
+    decoder: Decoder,
+    tensors: Mapping[str, NDArray[np.float32]],
+    trained: Sequence[str],
+    records: Sequence[Tokens],
+    *,
+    scale: float,
+    micro_batch: int = 8,
+) -> NDArray[np.float32]:
+    """Each record's gradient of its mean token loss, by the engine that trains.
+
+    Args:
+        decoder: The frozen base.
+        tensors: The whole adapter, by PEFT name.
+        trained: Names of the tensors that train in the round.
+        records: Each with at least one counted token.
+        scale: ``alpha / rank``.
+        micro_batch: Records that go through the model at once.
+
+    Returns:
+        ``float32[records, parameters]``, the trained tensors one after another as `flat` lays them.
+    """
+    adapter = LoraAdapter(tensors, scale=scale, trained=trained)
+    rows: list[NDArray[np.float32]] = []
+    for at in range(0, len(records), micro_batch):
+        for parameter in adapter.parameters.values():
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+        backward(decoder, adapter, records[at : at + micro_batch])
+        samples: dict[str, Any] = {n: p.grad_sample for n, p in adapter.parameters.items()}  # type: ignore[attr-defined]
+        parts = [samples[name].flatten(1).numpy() for name in sorted(samples)]
+        rows.append(np.concatenate(parts, axis=1))
+    if not rows:
+        size = sum(p.numel() for p in adapter.parameters.values())
+        return np.empty((0, size), np.float32)
+    return np.concatenate(rows)
+
+
+def flat(
+    tensors: Mapping[str, NDArray[np.float32]], names: Iterable[str] | None = None
+) -> NDArray[np.float32]:
+    """Some tensors as one row, in the order of their names.
+
+    >>> flat({"b": np.ones((1, 2), np.float32), "a": np.zeros(1, np.float32)}).tolist()
+    [0.0, 1.0, 1.0]
+    """
+    chosen = sorted(tensors if names is None else names)
+    return np.concatenate([np.ravel(tensors[name]) for name in chosen])
+
+
+def alignment(
+    update: NDArray[np.floating[Any]],
+    gradients: NDArray[np.floating[Any]],
+    *,
+    clip_norm: float | None = None,
+) -> NDArray[np.float64]:
+    """How far an update went down each record's own gradient: high where the record took part.
+
+    What all given gradients have in common, their mean and its direction, is taken out first: every
+    text moves the model that way, and it says nothing of which were there. The rest is brought to
+    one length, so that a score is in units of the update's own noise whatever the record.
+
+    Args:
+        update: ``[parameters]``, the change that the coordinator saw.
+        gradients: ``[records, parameters]``, at the adapter that the round began with.
+        clip_norm: What the mechanism clips each to; the common part is that of clipped gradients.
+            None: nothing is clipped.
+
+    Returns:
+        ``float64[records]``. A record whose gradient is zero scores zero.
+    """
+    rows = np.asarray(gradients, dtype=np.float64)
+    if not len(rows):
+        return np.zeros(0)
+    if clip_norm is not None:
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = rows * np.minimum(1.0, clip_norm / np.maximum(lengths, 1e-30))
+    if len(rows) > 1:
+        common = rows.mean(0)
+        rows = rows - common
+        rows -= np.outer(rows @ common, common) / max(float(common @ common), 1e-30)
+    lengths = np.linalg.norm(rows, axis=1)
+    scores = -(rows @ np.asarray(update, dtype=np.float64))
+    return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 1e-30)
