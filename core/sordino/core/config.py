@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sordino.core.audit_config import AuditConfig
 from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
 from sordino.core.settings import build, set_by_path
@@ -287,6 +288,7 @@ class ExperimentConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
 
@@ -300,12 +302,24 @@ class ExperimentConfig:
             "say how many users there are: the divisor must be public",
         )
         self._check_metrics()
+        self._check_audit()
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,
             "federation.min_updates",
             self.federation.min_updates,
             f"<= the number of clients ({clients})",
+        )
+
+    def _check_audit(self) -> None:
+        central = self.privacy.trust == "central"
+        planted = self.audit.canary_clients
+        _require(
+            central or not planted,
+            "audit.canary_clients",
+            planted,
+            "0 without central trust",
+            "there the unit is the record: use audit.canaries",
         )
 
     def _check_metrics(self) -> None:

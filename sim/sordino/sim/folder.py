@@ -7,6 +7,7 @@ runs/<id>/
 ├── adapter/          PEFT format, with a model card
 ├── ledger.jsonl      every client's charges in the private run, verifiable; under central trust
 │                     the coordinator's
+├── audit/            of a run with canaries, or that was audited: see `sordino.sim.audit`
 └── state/            what a resumed run needs: adapters by round, clients' own folders
 """
 
@@ -58,6 +59,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """The adapter that the run made."""
         return self.root / "adapter"
+
+    @property
+    def audit(self) -> Path:
+        """What was published of the canaries, and what the audit found."""
+        return self.root / "audit"
 
     def state(self, variant: str) -> Path:
         """What the variant needs to go on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def node_configs(
     cache: Path,
     without_privacy: bool,
     policy: Mapping[str, str],
+    canaries: Callable[[int], Mapping[str, str]] = lambda _: {},
 ) -> list[NodeConfig]:
     """What each client's device would have in its own configuration.
 
@@ -67,6 +68,7 @@ def node_configs(
         cache: The model cache.
         without_privacy: The simulated owners let their devices train without privacy.
         policy: The simulated owners' signed policy, and the key that it is signed with.
+        canaries: What the owner of each client set for an audit that it agreed to.
     """
     return [
         {
@@ -86,6 +88,7 @@ def node_configs(
             "checkpoint": config.performance.checkpoint,
             "memory-mb": config.performance.memory_mb,
             **policy,
+            **canaries(index),
         }
         for index, user in enumerate(users)
     ]

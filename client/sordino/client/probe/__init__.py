@@ -1,4 +1,4 @@
-"""What an audit asks of a model: losses, log-probabilities, gradients, text, and spans of updates.
+"""What an audit asks of a model: losses, log-probabilities, gradients, text, first inputs.
 
 Only numbers and text come out. What they say about leakage is worked out elsewhere, by functions
 that never see a model (`sordino.privacy.audit`).
@@ -9,12 +9,11 @@ that never see a model (`sordino.privacy.audit`).
 """
 
 from sordino.client.probe.gradients import alignment, flat, record_gradients
-from sordino.client.probe.spans import Span, embedded_vocabulary, token_span
+from sordino.client.probe.spans import embedded_vocabulary
 from sordino.client.probe.tokens import TokenScores, token_scores
 from sordino.client.probe.writing import Suffix, complete_suffixes, rank_candidates
 
 __all__ = [
-    "Span",
     "Suffix",
     "TokenScores",
     "alignment",
@@ -24,5 +23,4 @@ __all__ = [
     "rank_candidates",
     "record_gradients",
     "token_scores",
-    "token_span",
 ]

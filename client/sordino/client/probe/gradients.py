@@ -96,4 +96,4 @@ def alignment(
         rows -= np.outer(rows @ common, common) / max(float(common @ common), 1e-30)
     lengths = np.linalg.norm(rows, axis=1)
     scores = -(rows @ np.asarray(update, dtype=np.float64))
-    return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 1e-30)
+    return np.asarray(np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 1e-30))

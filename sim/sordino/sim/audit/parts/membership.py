@@ -1,0 +1,149 @@
+"""Membership inference on the run's own records: those that were trained on, and those held out.
+
+Each record's own hash put it on its side, so the two kinds differ in nothing else, and length, time
+and topic can't give a member away; the checks for confounds are made all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.client.data.tokens import TokenRecord
+from sordino.client.lora import LoraAdapter
+from sordino.client.probe import TokenScores, token_scores
+from sordino.core.errors import AuditError
+from sordino.privacy.audit import attacks
+from sordino.privacy.audit.confounds import count_doubles
+from sordino.privacy.audit.membership import Membership
+from sordino.sim.audit.target import Target, texts_of
+
+_PREFIX = 7  # non-members before each text for ReCaLL
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts and their tokens, members first."""
+
+    texts: list[str]
+    encoded: tuple[TokenRecord, ...]
+    members: int
+
+
+def membership(
+    target: Target, variant: str, most: int, tick: Tick, *, control: str = "", full: bool = False
+) -> list[Membership]:
+    """Run the attacks of a user on a variant's last adapter.
+
+    Args:
+        target: The run.
+        variant: Whose adapter.
+        most: Texts of each kind, drawn by the run's seed.
+        tick: Told of each pass over the texts.
+        control: What was done to the run, for a comparison; empty for the audit itself.
+        full: Also the attacks that need more passes.
+
+    Raises:
+        AuditError: Fewer than two records were trained on, or held out.
+    """
+    chosen = _choose(target, most)
+    base = _score(target, None, chosen.encoded, tick)
+    own = _score(target, target.adapter(variant, target.rounds(variant)), chosen.encoded, tick)
+    found = {
+        "loss": attacks.loss_score(_log_probs(own)),
+        "zlib": attacks.zlib_score(_log_probs(own), chosen.texts),
+        "reference": attacks.reference_score(_log_probs(own), _log_probs(base)),
+        "min-k": attacks.min_k_score(_log_probs(own)),
+        "min-k++": attacks.min_k_plus_score(
+            _log_probs(own), [s.means for s in own], [s.spreads for s in own]
+        ),
+    }
+    if full:
+        found["recall"] = _recall(target, variant, chosen, own, tick)
+        found["rmia"] = _rmia(own, base, chosen.members)
+    return [_measure(name, scores, chosen, control) for name, scores in found.items()]
+
+
+def _choose(target: Target, most: int) -> Texts:
+    data = {user: target.data(user) for user in target.users}
+    rng = target.rng("membership")
+    sides = []
+    for part in ("train", "held_out"):
+        texts = [text for text in texts_of(data, part) if text.strip()]
+        picked = sorted(rng.permutation(len(texts))[:most].tolist())
+        sides.append([texts[i] for i in picked])
+    if min(map(len, sides)) < 2:
+        raise AuditError(
+            f"expected at least 2 records trained on and 2 held out, got {len(sides[0])} and "
+            f"{len(sides[1])}: there is nothing to tell apart"
+        )
+    return Texts(sides[0] + sides[1], target.encode(sides[0] + sides[1]), len(sides[0]))
+
+
+def _score(
+    target: Target, adapter: LoraAdapter | None, encoded: Sequence[TokenRecord], tick: Tick
+) -> list[TokenScores]:
+    found = token_scores(target.base.decoder, adapter, encoded)
+    tick()
+    return found
+
+
+def _log_probs(scores: Sequence[TokenScores]) -> list[NDArray[np.float32]]:
+    return [one.log_probs for one in scores]
+
+
+def _recall(
+    target: Target, variant: str, chosen: Texts, own: Sequence[TokenScores], tick: Tick
+) -> NDArray[np.float64]:
+    """ReCaLL: how much less likely a text is after others that weren't trained on."""
+    ids = [record.ids for record in chosen.encoded[chosen.members :][:_PREFIX]]
+    room = target.base.decoder.architecture.positions - target.config.data.max_tokens
+    prefix = np.concatenate(ids)[-max(room, 1) :].astype(np.int32)
+    joined = [
+        TokenRecord(
+            np.concatenate([prefix, record.ids]),
+            np.concatenate([np.zeros(len(prefix), np.bool_), record.targets_mask]),
+        )
+        for record in chosen.encoded
+    ]
+    adapter = target.adapter(variant, target.rounds(variant))
+    after = _score(target, adapter, joined, tick)
+    return np.asarray(attacks.recall_score(_log_probs(own), _log_probs(after)))
+
+
+def _rmia(
+    own: Sequence[TokenScores], base: Sequence[TokenScores], members: int
+) -> NDArray[np.float64]:
+    """Offline RMIA with the base as its one reference; the population is half of the held-out."""
+    ours, reference = _log_probs(own), _log_probs(base)
+    population = slice(members, None, 2)
+    return np.asarray(
+        attacks.rmia_score(
+            ours,
+            [reference],
+            ours[population],
+            [reference[population]],
+            offline_scale=1.0,  # the reference is the same model: nothing is to be fitted
+        )
+    )
+
+
+def _measure(name: str, scores: NDArray[np.float64], chosen: Texts, control: str) -> Membership:
+    cut = chosen.members
+    lengths = [len(text) for text in chosen.texts]
+    values = [float(score) for score in scores]
+    return Membership(
+        attack=name,
+        adversary="user",
+        members=tuple(values[:cut]),
+        others=tuple(values[cut:]),
+        members_length=tuple(lengths[:cut]),
+        others_length=tuple(lengths[cut:]),
+        doubles=count_doubles(chosen.texts[:cut], chosen.texts[cut:]),
+        control=control,
+    )
