@@ -33,14 +33,14 @@ def encode(value: Mapping[str, Any]) -> bytes:
     return text.encode("ascii")
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Decode a JSON object, accepting exactly what `encode` writes.
+def decode(data: bytes, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Decode a JSON object of at most `most` bytes, accepting exactly what `encode` writes.
 
     Raises:
         ValueError: Not JSON, not an object, too long, or not the canonical encoding.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"longer than {MAX_BYTES} bytes")
+    if len(data) > most:
+        raise ValueError(f"longer than {most} bytes")
     try:
         value = json.loads(data.decode("ascii"), parse_constant=_refuse_constant)
     except RecursionError as error:

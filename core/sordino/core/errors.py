@@ -9,6 +9,7 @@
     ├── PolicyRefusedError   1   the device's policy refuses a request
     ├── TrustError           2   a key, certificate or address can't be had, or can't be believed
     ├── ClaimError           1   a claim that the ledger doesn't bear out, or can't be compared
+    ├── AuditError           1   an audit is impossible, or can't be read or believed
     ├── LedgerError          1   the ledger can't be read, written or believed
     ├── StoreError           1   the coordinator's store can't be read, written or believed
     ├── ReportError          1   a report is impossible, or can't be read
@@ -79,6 +80,10 @@ class TrustError(SordinoError):
 
 class ClaimError(SordinoError):
     """A claim that its ledger doesn't bear out, or two that can't be compared."""
+
+
+class AuditError(SordinoError):
+    """An audit is impossible as asked, or one that was made can't be read or believed."""
 
 
 class LedgerError(SordinoError):
