@@ -7,7 +7,19 @@ import sys
 import typer
 from rich.console import Console
 
-from sordino.cli import bench, budget, ca, claim, demo, doctor, ledger, models, policy, simulate
+from sordino.cli import (
+    audit,
+    bench,
+    budget,
+    ca,
+    claim,
+    demo,
+    doctor,
+    ledger,
+    models,
+    policy,
+    simulate,
+)
 from sordino.core.errors import SordinoError
 
 app = typer.Typer(
@@ -20,6 +32,7 @@ app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
+app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")

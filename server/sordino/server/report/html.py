@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sordino.privacy.claims import Claim
 from sordino.server.report import formats
+from sordino.server.report.audit_charts import audit_charts
+from sordino.server.report.audited import Audited
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import from_json, to_json
 from sordino.server.report.curve_chart import curve_chart
@@ -45,7 +47,7 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
         lstrip_blocks=True,
     )
     source, _, _ = PackageLoader("sordino.server.report").get_source(environment, "report.css")
-    charts = all_charts(report)
+    charts = {**all_charts(report), **audit_charts(report)}
     if claim is not None and (curve := curve_chart(claim)) is not None:
         charts[curve.key] = curve
     page = environment.get_template("report.html.j2").render(
@@ -53,6 +55,7 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
         charts=charts,
         n=formats,
         view=View(report),
+        audited=Audited(report.leakage),
         claim=claim.rows() if claim is not None else (),
         started=_moment(report.run.started_at),
         css=source,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sordino.client.adapter_files import load_adapter
-from sordino.client.data.records import Record, UserData
+from sordino.client.adapter_files import WEIGHTS, load_adapter
+from sordino.client.data.records import Record, Source, UserData
 from sordino.client.data.source import open_source
 from sordino.client.data.tokens import TokenizerFile, TokenRecord
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.store import BaseModel
 from sordino.client.session import warm_base
+from sordino.core import canonical
 from sordino.core.adapters import adapter_manifest, initial_adapter, trained_manifest
 from sordino.core.config import ExperimentConfig
 from sordino.core.errors import AuditError
@@ -114,7 +115,7 @@ class Target:
         return np.random.default_rng([self.config.seed, *purpose.encode()])
 
     @cached_property
-    def _source(self):  # type: ignore[no-untyped-def]
+    def _source(self) -> Source:
         return open_source(self.config.data)
 
 
@@ -142,3 +143,9 @@ def texts_of(data: Mapping[str, UserData], part: str) -> list[str]:
             turns = "\n".join(turn.content for turn in record.messages)
             found.append(f"{record.prompt}{record.text}{turns}")
     return found
+
+
+def adapter_sha256(target: Target, variant: str) -> str:
+    """Hash of the weights of a variant's last adapter, as they lie on disk."""
+    path = target.run.round_adapter(variant, target.rounds(variant)) / WEIGHTS
+    return canonical.sha256_hex(path.read_bytes())

@@ -16,9 +16,7 @@ from sordino.client.data.tokens import TokenRecord
 from sordino.client.lora import LoraAdapter
 from sordino.client.probe import TokenScores, token_scores
 from sordino.core.errors import AuditError
-from sordino.privacy.audit import attacks
-from sordino.privacy.audit.confounds import count_doubles
-from sordino.privacy.audit.membership import Membership
+from sordino.privacy.audit import Membership, attacks, count_doubles
 from sordino.sim.audit.target import Target, texts_of
 
 _PREFIX = 7  # non-members before each text for ReCaLL
@@ -36,7 +34,7 @@ class Texts:
 
 
 def membership(
-    target: Target, variant: str, most: int, tick: Tick, *, control: str = "", full: bool = False
+    target: Target, variant: str, most: int, tick: Tick, *, full: bool = False
 ) -> list[Membership]:
     """Run the attacks of a user on a variant's last adapter.
 
@@ -45,7 +43,6 @@ def membership(
         variant: Whose adapter.
         most: Texts of each kind, drawn by the run's seed.
         tick: Told of each pass over the texts.
-        control: What was done to the run, for a comparison; empty for the audit itself.
         full: Also the attacks that need more passes.
 
     Raises:
@@ -66,7 +63,7 @@ def membership(
     if full:
         found["recall"] = _recall(target, variant, chosen, own, tick)
         found["rmia"] = _rmia(own, base, chosen.members)
-    return [_measure(name, scores, chosen, control) for name, scores in found.items()]
+    return [_measure(name, scores, chosen) for name, scores in found.items()]
 
 
 def _choose(target: Target, most: int) -> Texts:
@@ -133,7 +130,7 @@ def _rmia(
     )
 
 
-def _measure(name: str, scores: NDArray[np.float64], chosen: Texts, control: str) -> Membership:
+def _measure(name: str, scores: NDArray[np.float64], chosen: Texts) -> Membership:
     cut = chosen.members
     lengths = [len(text) for text in chosen.texts]
     values = [float(score) for score in scores]
@@ -145,5 +142,4 @@ def _measure(name: str, scores: NDArray[np.float64], chosen: Texts, control: str
         members_length=tuple(lengths[:cut]),
         others_length=tuple(lengths[cut:]),
         doubles=count_doubles(chosen.texts[:cut], chosen.texts[cut:]),
-        control=control,
     )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sordino.client.generate import GenerationModel, prepare
 from sordino.client.probe import complete_suffixes, rank_candidates
-from sordino.privacy.audit.exposure import Exposure, rank_of
-from sordino.privacy.audit.extraction import Extraction, Suffix
+from sordino.privacy.audit import Exposure, Extraction, Suffix, rank_of
 from sordino.privacy.canaries import Canary
 from sordino.sim.audit.target import Target
 from sordino.sim.audit.wording import CODES, secret_of
@@ -45,9 +44,7 @@ def code_ranks(
     return tuple(ranks)
 
 
-def exposure(
-    ranks: Sequence[float], secrets: Sequence[Canary], coins: Sequence[bool], *, control: str
-) -> Exposure:
+def exposure(ranks: Sequence[float], secrets: Sequence[Canary], coins: Sequence[bool]) -> Exposure:
     """The measure of a variant's ranks, once the coins are open."""
     return Exposure(
         adversary="user",
@@ -57,7 +54,6 @@ def exposure(
         ),
         space=CODES,
         exact=True,
-        control=control,
     )
 
 
@@ -77,9 +73,7 @@ def suffixes(
     return [(one.length, one.log_prob, one.matched) for one in found]
 
 
-def extraction(
-    found: Sequence[tuple[int, float, int]], coins: Sequence[bool], *, control: str
-) -> Extraction:
+def extraction(found: Sequence[tuple[int, float, int]], coins: Sequence[bool]) -> Extraction:
     """The measure of a variant's suffixes, once the coins are open."""
     return Extraction(
         adversary="user",
@@ -93,14 +87,13 @@ def extraction(
             )
             for (tokens, log_prob, greedy), coin in zip(found, coins, strict=True)
         ),
-        control=control,
     )
 
 
 def _codes(target: Target, lead: str) -> tuple[list[int], list[tuple[int, ...]]]:
     """The tokens that all sentences with this lead begin with, and how each goes on to its code."""
     encoded = [
-        target.tokenizer.tokenizer.encode(f"{lead} {code:03d}.", add_special_tokens=False).ids
+        target.tokenizer.tokenizer.encode(f"{lead} {code:03d}", add_special_tokens=False).ids
         for code in range(CODES)
     ]
     shortest = min(map(len, encoded))

@@ -1,0 +1,105 @@
+"""`sordino audit`: what leaks from a run, beside what it promises; and bundles verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from click import Context
+from rich.console import Console
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sordino.privacy.audit import Findings
+
+
+class _RunByDefault(TyperGroup):
+    """`sordino audit RUN` is `sordino audit run RUN`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Put the command's name before arguments that don't begin with one."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    help="Measure what leaks from a run (`sordino audit RUN`), and verify what others measured.",
+    no_args_is_help=True,
+)
+
+
+@app.command("run")
+def run(
+    folder: Path = typer.Argument(help="A run's folder."),
+    tier: str = typer.Option("quick", "--tier", help="How much: quick, or full."),
+    key: Path | None = typer.Option(
+        None, "--key", help="The auditor's signing key, made if absent (default: this user's)."
+    ),
+) -> None:
+    """Audit a finished run: audit.json, a section of its report, and a signed bundle.
+
+    Exits with 3 if a lower bound contradicts the claim, with 1 if anything else is wrong.
+    """
+    from sordino.cli.progress import watching
+
+    console = Console()
+    with watching(console) as progress:
+        progress.say("Opening the run ...")
+        from sordino.sim.audit.bundles import auditor_key, bundle_of, write_bundle
+        from sordino.sim.audit.reporting import write_into_report
+        from sordino.sim.audit.run import audit_run
+
+        try:
+            outcome = audit_run(folder, tier, progress=progress)
+        except KeyboardInterrupt:
+            progress.say("Stopped. What is finished is kept: give the same command to go on.")
+            raise
+    page = write_into_report(outcome)
+    findings = write_bundle(outcome, key or auditor_key())
+    _print(console, (f"{e.label}: {e.measure.kind}: {e.figures['verdict']}"
+                     for e in outcome.audit.entries if not e.control))  # fmt: skip
+    _show(console, findings)
+    _print(console, [f"Report: {page}", f"Bundle: {bundle_of(outcome.target.run.root)}"])
+    _print(console, [f"Done in {outcome.seconds:.0f} s."])
+    raise typer.Exit(findings.exit_code)
+
+
+@app.command("verify")
+def verify(
+    bundle: Path = typer.Argument(help="A bundle's folder."),
+    key: str | None = typer.Option(
+        None, "--key", help="The auditor's public key, learnt elsewhere: 64 hexadecimal digits."
+    ),
+    root: str | None = typer.Option(
+        None, "--root", help="The root of the commitments, kept since before training."
+    ),
+) -> None:
+    """Compute every figure of a bundle again, offline, from raw scores and the ledger.
+
+    Exits with 1 on any mismatch, with 3 if a lower bound contradicts the claim.
+    """
+    from sordino.privacy.audit import verify_bundle
+
+    findings = verify_bundle(bundle, key, root)
+    _show(Console(), findings)
+    raise typer.Exit(findings.exit_code)
+
+
+def _show(console: Console, findings: Findings) -> None:
+    _print(console, findings.compared)
+    _print(console, (f"DEFECT {text}" for text in findings.defects))
+    _print(console, (f"ALARM {text}" for text in findings.alarms))
+    if findings.exit_code == 0:
+        _print(console, ["Nothing is wrong: every figure follows from its scores."])
+    elif findings.alarms:
+        _print(console, ["RED ALARM: the claim is contradicted. Do not rely on it."])
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
