@@ -128,7 +128,7 @@ def rmia_score(
     same_length(log_probs=own, references=out)
     same_length(population=others, population_references=usual)
     ratio, against = own / (((1 + a) * out + 1 - a) / 2), np.sort(others / usual)
-    return np.searchsorted(against, ratio / gamma, side="left") / against.size
+    return np.asarray(np.searchsorted(against, ratio / gamma, side="left") / against.size)
 
 
 def fit_offline_scale(p_in: ArrayLike, p_out: ArrayLike) -> float:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betaincinv
 from scipy.stats import binom
 
@@ -28,6 +29,7 @@ from sordino.privacy.audit.checks import LEVEL, Floats, inside
 from sordino.privacy.audit.curves import Inverse, approximate, gaussian
 from sordino.privacy.audit.guessing import Counts
 
+Truths = NDArray[np.bool_]
 LARGEST_EPSILON: Final = 50.0
 """No audit here looks for more: to show it would take more guesses than there are particles."""
 
@@ -76,14 +78,19 @@ def steinke_bound(counts: Counts, delta: float, level: float = LEVEL) -> float:
     2.1652
     """
     inside("level", level, 0.0, 1.0)
+    low, high = 0.0, LARGEST_EPSILON
+    if steinke_p_value(counts, low, delta) > level:
+        return 0.0
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        if steinke_p_value(counts, middle, delta) <= level:
+            low = middle
+        else:
+            high = middle
+    return low
 
-    def rejected(epsilons: Floats) -> Floats:
-        return np.array([steinke_p_value(counts, float(e), delta) <= level for e in epsilons])
 
-    return _last_rejected(rejected, LARGEST_EPSILON)
-
-
-def room(counts: Counts, inverse: Inverse, levels: Floats) -> Floats:
+def room(counts: Counts, inverse: Inverse, levels: Floats) -> Truths:
     """Whether a curve leaves probability `levels` for at least so many right guesses.
 
     For T = {at least j right}, averaged over the canaries, Σ t·p_t/m over T is at most the curve at
@@ -126,7 +133,7 @@ def f_dp_p_value(counts: Counts, curve: Curve) -> float:
 
 def f_dp_rejects(counts: Counts, curve: Curve, level: float) -> bool:
     """Whether a curve leaves so many right guesses less probability than `level`."""
-    return not room(counts, curve.inverse, np.array([level]))[0]
+    return not bool(room(counts, curve.inverse, np.array([level]))[0])
 
 
 @lru_cache(maxsize=4096)
@@ -138,7 +145,7 @@ def f_dp_bound(counts: Counts, delta: float, level: float = LEVEL) -> float:
     inside("level", level, 0.0, 1.0)
     inside("delta", delta, 0.0, 1.0, closed=True)
 
-    def rejected(epsilons: Floats) -> Floats:
+    def rejected(epsilons: Floats) -> Truths:
         return ~room(counts, approximate(epsilons, delta), np.full(epsilons.shape, level))
 
     return _last_rejected(rejected, LARGEST_EPSILON)
@@ -158,7 +165,7 @@ def gaussian_estimate(counts: Counts, delta: float, level: float = LEVEL) -> flo
     inside("level", level, 0.0, 1.0)
     inside("delta", delta, 0.0, 1.0)
 
-    def rejected(mus: Floats) -> Floats:
+    def rejected(mus: Floats) -> Truths:
         return ~room(counts, gaussian(np.maximum(mus, 1e-12)), np.full(mus.shape, level))
 
     mu = _last_rejected(rejected, _LARGEST_MU)
@@ -170,7 +177,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     if mu <= 0:
         return 0.0
 
-    def above(epsilons: Floats) -> Floats:
+    def above(epsilons: Floats) -> Truths:
         return np.asarray(gaussian_delta(mu, epsilons) > delta)
 
     return _last_rejected(above, mu * mu / 2 + 40 * mu)
@@ -211,7 +218,7 @@ def accuracy_for(least: int, guesses: int, power: float) -> float:
     return float(betaincinv(least, guesses - least + 1, power))
 
 
-def _last_rejected(rejected: Callable[[Floats], Floats], largest: float) -> float:
+def _last_rejected(rejected: Callable[[Floats], Truths], largest: float) -> float:
     """Where a run of rejections that begins at 0 ends, from below: a grid, refined.
 
     What lies beyond the first parameter that isn't rejected is never looked at.
@@ -219,7 +226,7 @@ def _last_rejected(rejected: Callable[[Floats], Floats], largest: float) -> floa
     low, high = 0.0, largest
     for _ in range(5):
         grid = np.linspace(low, high, _GRID)
-        kept = np.flatnonzero(~rejected(grid).astype(bool))
+        kept = np.flatnonzero(~rejected(grid))
         if not kept.size:
             return high
         if not kept[0]:

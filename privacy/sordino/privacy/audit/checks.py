@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sized
 from typing import Final
 
 import numpy as np
@@ -33,7 +33,7 @@ def column(field: str, values: ArrayLike, *, least: int = 1) -> Floats:
     return array
 
 
-def same_length(**columns: Sequence[object] | Floats) -> None:
+def same_length(**columns: Sized) -> None:
     """Refuse columns of which one is longer than another.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -43,8 +44,13 @@ class PointsCurve:
 
     def inverse(self, reached: Floats) -> Floats:
         """The least Q that the points allow beside P = `reached`."""
+        epsilons, deltas = self._columns
+        return np.asarray(_least(epsilons, deltas, reached).max(axis=0))
+
+    @cached_property
+    def _columns(self) -> tuple[Floats, Floats]:
         points = np.asarray(self.points)[:, :, np.newaxis]
-        return np.asarray(_least(points[:, 0], points[:, 1], reached).max(axis=0))
+        return points[:, 0], points[:, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

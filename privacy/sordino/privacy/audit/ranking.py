@@ -117,9 +117,11 @@ def _newcombe(estimate: float, m: int, n: int, z: float) -> tuple[float, float]:
         shape = 1 + mean * (1 - theta) / (2 - theta) + mean * theta / (1 + theta)
         return math.sqrt(theta * (1 - theta) * shape / (m * n))
 
-    low, high = 0.0, 1.0
+    low, high, edge = 0.0, 1.0, 1e-12  # at 0 and 1 themselves the deviation vanishes
     if estimate > 0:
-        low = float(brentq(lambda t: estimate - t - z * deviation(t), 0.0, estimate))
+        inner = min(estimate, 1 - edge)
+        low = float(brentq(lambda t: estimate - t - z * deviation(t), 0.0, inner))
     if estimate < 1:
-        high = float(brentq(lambda t: t - estimate - z * deviation(t), estimate, 1.0))
+        inner = max(estimate, edge)
+        high = float(brentq(lambda t: t - estimate - z * deviation(t), inner, 1.0))
     return low, high

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from typing import Any, ClassVar, Final, Protocol
 
@@ -73,6 +73,12 @@ class Entry:
     measure: Measure
     figures: Mapping[str, Any] = field(repr=False)
     control: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.label, str) and isinstance(self.control, str)):
+            raise AuditError(expected("label and control", (self.label, self.control), "texts"))
+        if not isinstance(self.figures, Mapping):
+            raise AuditError(expected("figures", type(self.figures).__name__, "an object"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +146,7 @@ def decode_audit(data: bytes) -> Audit:
             required = f"sordino.audit, version {VERSION}"
             raise AuditError(expected("audit", (kind, number), f"to be {required}"))
         entries = tuple(map(_entry, tree.pop("entries")))
-        context = tree.pop("context")
+        context = dict(tree.pop("context"))
         head = settings.build(_Head, _given(tree))
     except (ValueError, ConfigError, KeyError, TypeError, AttributeError) as error:
         raise AuditError(f"the audit can't be read: {error}") from error
@@ -150,14 +156,18 @@ def decode_audit(data: bytes) -> Audit:
     return audit
 
 
-def mismatches(audit: Audit) -> tuple[str, ...]:
-    """Recompute every figure from the raw scores; says which don't come out as they are stored."""
+def recompute(audit: Audit) -> Audit:
+    """The same audit with every figure computed from its raw scores."""
+    entries = (replace(entry, figures=entry.measure.figures()) for entry in audit.entries)
+    return replace(audit, entries=tuple(entries))
+
+
+def mismatches(audit: Audit, recomputed: Audit) -> tuple[str, ...]:
+    """Which figures don't come out as they are stored."""
     found = []
-    for place, entry in enumerate(audit.entries):
+    for place, (entry, again) in enumerate(zip(audit.entries, recomputed.entries, strict=True)):
         where = f"entry {place} ({entry.label}, {entry.measure.kind})"
-        found += [
-            f"{where}: {what}" for what in _differences(entry.measure.figures(), entry.figures)
-        ]
+        found += [f"{where}: {what}" for what in _differences(again.figures, entry.figures)]
     return tuple(found)
 
 
