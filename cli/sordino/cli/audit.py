@@ -10,6 +10,8 @@ from click import Context
 from rich.console import Console
 from typer.core import TyperGroup
 
+from sordino.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -35,19 +37,32 @@ app = typer.Typer(
 
 @app.command("run")
 def run(
-    folder: Path = typer.Argument(help="A run's folder."),
+    folder: Path | None = typer.Argument(None, help="A run's folder."),
     tier: str = typer.Option("quick", "--tier", help="How much: quick, or full."),
     key: Path | None = typer.Option(
         None, "--key", help="The auditor's signing key, made if absent (default: this user's)."
+    ),
+    self_test: bool = typer.Option(
+        False, "--self-test", help="Audit known faults on this installation: each must be caught."
     ),
 ) -> None:
     """Audit a finished run: audit.json, a section of its report, and a signed bundle.
 
     Exits with 3 if a lower bound contradicts the claim, with 1 if anything else is wrong.
     """
+    console = Console()
+    if self_test:
+        if folder is not None:
+            raise ConfigError("--self-test tries this installation, and no run: give it alone")
+        raise typer.Exit(_try_installation(console))
+    if folder is None:
+        raise ConfigError("name a run's folder, or give --self-test")
+    raise typer.Exit(_audit(console, folder, tier, key))
+
+
+def _audit(console: Console, folder: Path, tier: str, key: Path | None) -> int:
     from sordino.cli.progress import watching
 
-    console = Console()
     with watching(console) as progress:
         progress.say("Opening the run ...")
         from sordino.sim.audit.bundles import auditor_key, bundle_of, write_bundle
@@ -66,7 +81,22 @@ def run(
     _show(console, findings)
     _print(console, [f"Report: {page}", f"Bundle: {bundle_of(outcome.target.run.root)}"])
     _print(console, [f"Done in {outcome.seconds:.0f} s."])
-    raise typer.Exit(findings.exit_code)
+    return findings.exit_code
+
+
+def _try_installation(console: Console) -> int:
+    """Every trial on a line; 0 if each fault was caught and the real mechanism left alone."""
+    from sordino.sim.audit.selftest import EPSILON, self_test
+
+    _print(console, [f"Known faults under a claim of ε ≤ {EPSILON:g}; less than a minute ..."])
+    failed = 0
+    for trial in self_test():
+        caught = "caught" if trial.broken["alarm"] else "NOT CAUGHT"
+        real = "ALARM" if trial.real["alarm"] else "no alarm"
+        _print(console, [f"{trial.fault}: {caught} by {trial.adversary}; without it: {real}"])
+        failed += not trial.passed
+    _print(console, ["All faults were caught." if not failed else f"{failed} trials failed."])
+    return int(bool(failed))
 
 
 @app.command("verify")

@@ -68,18 +68,20 @@ def alignment(
     gradients: NDArray[np.floating[Any]],
     *,
     clip_norm: float | None = None,
+    ridge: float = 0.3,
 ) -> NDArray[np.float64]:
     """How far an update went down each record's own gradient: high where the record took part.
 
-    What all given gradients have in common, their mean and its direction, is taken out first: every
-    text moves the model that way, and it says nothing of which were there. The rest is brought to
-    one length, so that a score is in units of the update's own noise whatever the record.
+    The inner products of the update with the gradients, less what the gradients have in common:
+    every text moves the model alike, and that says nothing of which were there. Ridge regression of
+    the update on the gradients takes it out. A large ridge leaves the plain inner products, a small
+    one tells records apart that are much alike, and turns noise up where they are.
 
     Args:
         update: ``[parameters]``, the change that the coordinator saw.
         gradients: ``[records, parameters]``, at the adapter that the round began with.
-        clip_norm: What the mechanism clips each to; the common part is that of clipped gradients.
-            None: nothing is clipped.
+        clip_norm: What the mechanism clips each to; None: nothing is clipped.
+        ridge: Over the mean of the gradients' squared norms.
 
     Returns:
         ``float64[records]``. A record whose gradient is zero scores zero.
@@ -90,10 +92,9 @@ def alignment(
     if clip_norm is not None:
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = rows * np.minimum(1.0, clip_norm / np.maximum(lengths, 1e-30))
-    if len(rows) > 1:
-        common = rows.mean(0)
-        rows = rows - common
-        rows -= np.outer(rows @ common, common) / max(float(common @ common), 1e-30)
-    lengths = np.linalg.norm(rows, axis=1)
-    scores = -(rows @ np.asarray(update, dtype=np.float64))
-    return np.asarray(np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 1e-30))
+    products = rows @ rows.T
+    size = float(np.trace(products)) / len(rows)
+    if size <= 0:
+        return np.zeros(len(rows))
+    down = -(rows @ np.asarray(update, dtype=np.float64))
+    return np.asarray(np.linalg.solve(products + ridge * size * np.eye(len(rows)), down))
