@@ -60,6 +60,16 @@ def run(
     raise typer.Exit(_audit(console, folder, tier, key))
 
 
+def audit_demo(folder: Path) -> None:
+    """Audit the demo's own run: exposure and membership, private against not.
+
+    A red alarm ends with its exit code, as after any audit.
+    """
+    code = _audit(Console(), folder, "demo", None)
+    if code:
+        raise typer.Exit(code)
+
+
 def _audit(console: Console, folder: Path, tier: str, key: Path | None) -> int:
     from sordino.cli.progress import watching
 

@@ -63,6 +63,14 @@ class ChatTemplate:
                 spans.append((start, start + len(text[start:end].rstrip())))
         return text, tuple(spans)
 
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """A chat up to where the assistant would go on.
+
+        Raises:
+            DataError: The template refuses the chat.
+        """
+        return self._render(turns, prompt=True)
+
     def _prefix(self, text: str, turns: Sequence[Turn], *, prompt: bool) -> int:
         prefix = self._render(turns, prompt=prompt)
         if not text.startswith(prefix):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sordino.client.data.chat import ChatTemplate
-from sordino.client.data.records import Record
+from sordino.client.data.records import Record, Turn
 from sordino.core.errors import DataError, ModelError, expected
 
 Span = tuple[int, int]  # characters [start, end)
@@ -142,6 +142,17 @@ class TokenizerFile:
             else:
                 dropped.append(f"no token to learn within max_tokens = {max_tokens}")
         return EncodedRecords(tuple(kept), tuple(dropped))
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """A chat as ids, up to where the assistant would go on.
+
+        Raises:
+            DataError: The tokenizer has no template, or it refuses the chat.
+        """
+        if self.template is None:
+            raise DataError("the model's tokenizer has no chat template: it can't be talked to")
+        ids, _ = self._encode_text(self.template.prompt(turns), [], special=True)
+        return tuple(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special ones left out."""

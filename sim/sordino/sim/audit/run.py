@@ -27,10 +27,12 @@ from sordino.privacy.claims import Claim
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import claim_of_run
 from sordino.sim.audit.coins import bound_entries, secret_entries
+from sordino.sim.audit.hidden import TARGETS
 from sordino.sim.audit.kept import Kept
 from sordino.sim.audit.parts.canaries import sights
 from sordino.sim.audit.parts.inversion import inversions
 from sordino.sim.audit.parts.membership import membership
+from sordino.sim.audit.parts.prompts import can_talk, prompt_leakage
 from sordino.sim.audit.parts.secrets import code_ranks, suffixes
 from sordino.sim.audit.planting import Planted, open_coins, planted
 from sordino.sim.audit.target import Target, adapter_sha256, open_target
@@ -120,7 +122,7 @@ class _Work:
         started = time.monotonic()
         scores = {variant: self._canaries(variant) for variant in self.target.variants}
         plain = [entry for variant in self.target.variants for entry in self._membership(variant)]
-        plain += self._inversion()
+        plain += [*self._inversion(), *self._prompts()]
         seconds = time.monotonic() - started
         context: dict[str, Any] = {
             "tier": self.tier.name,
@@ -220,6 +222,28 @@ class _Work:
             lambda: [[said, *_tables([found])] for said, found in inversions(self.target)],
         )
         return [measured(LABELS[main], _rebuilt(table), control=said) for said, table in rows]
+
+    def _prompts(self) -> list[Entry]:
+        if not self.tier.prompts or not can_talk(self.target):
+            return []
+        main = self.target.main
+        given = {v: self._given(v) for v in self.target.variants}
+        found = []
+        for what in TARGETS:
+            self.progress.phase(f"attacks: {what}", 1 + len(self.target.variants))
+            tables = self.kept.part(
+                f"prompts-{what.replace(' ', '-')}",
+                {**given, "settings": self.tier.prompts},
+                lambda what=what: _tables(
+                    [
+                        prompt_leakage(
+                            self.target, what, self.tier.prompts, LABELS, self.progress.advance
+                        )
+                    ]
+                ),
+            )
+            found += [measured(LABELS[main], _rebuilt(table)) for table in tables]
+        return found
 
     def _given(self, variant: str) -> dict[str, Any]:
         return {
