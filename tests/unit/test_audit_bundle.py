@@ -171,6 +171,8 @@ SCORES = [
     (lambda t: t["entries"][0]["scores"].update(claimed_epsilon=9.0), "the claim's is"),
     (lambda t: t["entries"][0]["scores"].update(delta=1e-3), "delta 0.001"),
     (lambda t: t["entries"][0]["scores"].update(unit="user"), "unit user"),
+    (lambda t: t["entries"][0]["scores"].update(level=1e-9), "level 1e-09"),
+    (lambda t: t["entries"].append(t["entries"][0]), "for 1 looks, and there are 2"),
     (lambda t: t["entries"][0]["scores"]["curve"].pop(), "another curve"),
     (lambda t: t["entries"][0]["scores"].update(canaries=list(range(1, 201))), "wasn't comm"),
     (lambda t: t["openings"][3].update(canary="another"), "canary 3 is not"),
