@@ -233,7 +233,9 @@ def test_the_null_is_seldom_above_zero():
 def test_several_rules_are_paid_for(payment):
     def shown(scores, coins):
         rules = GRID[:-1] if payment == "split" else GRID
-        return one_run(scores, coins, rules=rules, payment=payment).figures()["epsilon_lower"]
+        measure = one_run(scores, coins, rules=rules, payment=payment)
+        each = measure.level / measure.looks
+        return max(rigorous_bound(outcome, DELTA, each) for _, outcome in measure.outcomes())
 
     assert sum(bound > 0 for bound in _null_bounds(SEEDS, shown)) <= MOST_ABOVE
 
