@@ -12,13 +12,13 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sordino.core.contract import Artefact, SignedHead
 from sordino.server import fleet_rounds as fr
-from sordino.server.store import Device, Round, Run, Task
+from sordino.server.store import Accepted, Device, Round, Task
 
 CHUNK = 1 << 18
 
@@ -26,19 +26,9 @@ CHUNK = 1 << 18
 class Reading:
     """Work that reads every update, and nothing more."""
 
-    def choose(self, run: Run, number: int, devices: Sequence[str], wanted: int) -> Sequence[str]:
-        """All of them."""
-        return devices
-
     def check(self, asked: Round, data: bytes) -> SignedHead | None:
         """Anything goes."""
         return None
-
-    def aggregate(
-        self, closed: Round, adapter: bytes | None, updates: Iterable[bytes]
-    ) -> bytes | None:
-        """As large as an update."""
-        return max(updates, key=len)
 
 
 def answer(fleet: fr.Fleet, work: fr.Work, task: Task, data: bytes) -> None:
@@ -77,13 +67,26 @@ def running(folder: Path, devices: int, size: int) -> Iterator[tuple[fr.Fleet, C
         work = Reading()
 
         def one_round() -> None:
-            fr.advance(fleet, work, "bench")
-            for number in range(devices):
-                task = fr.task_for(fleet, f"d{number:03}")
+            planned = fr.plan_round(fleet, "bench")
+            if planned is None:
+                raise SystemExit("the run is over")
+            names = [f"d{number:03}" for number in range(devices)]
+            opening = fr.Opening(
+                plan=b"{}", settings="", adapter=None, cohort=names, time_ms=3_600_000
+            )
+            fr.open_round(fleet, "bench", planned.round, opening)
+            for name in names:
+                task = fr.task_for(fleet, name)
                 if task is None:
                     raise SystemExit("a device has no task")
                 answer(fleet, work, task, secrets.token_bytes(size))
-            fr.step(fleet, work, "bench")
+            fr.close_round(fleet, work, "bench", planned.round)
+            with fleet.store.read() as rows:
+                accepted = rows.all(Accepted, run_id="bench", round=planned.round)
+            largest = max((fleet.artefacts.read(row.sha256) for row in accepted), key=len)
+            fr.aggregate_round(fleet, "bench", planned.round, largest)
+            fr.publish_round(fleet, "bench", planned.round)
+            fr.collect_garbage(fleet)
 
         yield fleet, one_round
 

@@ -10,7 +10,6 @@ from support import fleets
 from support.fleets import RUN, Clock, Powers, answer, rows_of
 
 from sordino.core.errors import StoreError
-from sordino.server import fleet_rounds as fr
 from sordino.server.store import (
     ArtefactRow,
     Device,
@@ -223,10 +222,10 @@ def test_a_run_on_it(where, tmp_path):
         with fleets.fleet(tmp_path, devices=3, clock=clock, url=url) as made:
             if number == 1:
                 fleets.start(made, tmp_path, rounds=2)
-            fr.advance(made, work, RUN)
+            fleets.advance(made, work, RUN)
             for task in rows_of(made, Task, run_id=RUN, round=number):
                 answer(made, work, task.device_id)
-            fr.advance(made, work, RUN)
+            fleets.advance(made, work, RUN)
             assert fleets.adapter(made)[-1] == [number, 7]
 
 

@@ -20,13 +20,14 @@ import pytest
 from cryptography import x509
 from support.contracts import make_hello
 from support.members import DAY, MINUTE, forged, join, new_fleet, new_token
-from support.wire import HELLO, SERVICE, Coordinator, call_by_hand, renew_server, serving
+from support.wire import HELLO, SERVICE, Coordinator, renew_server, serving
 
 from sordino.client import identity
 from sordino.client.identity import Identity, channel_credentials
 from sordino.core import contract
 from sordino.core.errors import ContractError, TrustError
-from sordino.core.trust import decode_token, fetch_authority, takes_tls12
+from sordino.core.trust import decode_token, fetch_authority, require_tls13
+from sordino.core.trust.transport import CIPHERS
 from sordino.protos.v1 import common_pb2, fleet_pb2
 from sordino.server import enroll
 
@@ -271,32 +272,48 @@ asyncio.run(run())
 """
 
 
-def test_a_coordinator_agrees_to_nothing_older(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ONLY_13, str(tmp_path / "ca")]
+ALSO_12 = """
+import asyncio, sys, time
+from pathlib import Path
+from sordino.core import contract
+from sordino.core.trust import takes_tls12
+from support.contracts import make_hello
+from support.members import join
+from support.wire import HELLO, call_by_hand, serving
+async def run():
+    folder, now = Path(sys.argv[1]), time.time_ns() // 1_000_000
+    async with serving(folder / "ca", now=now) as at:
+        for port in (at.port, at.enroll_port):
+            print(await asyncio.to_thread(takes_tls12, "127.0.0.1", port))
+        who = join(folder, at.authority, at.store, now)
+        given = {"device_id": who.device_id, "method": HELLO, "now_unix_ms": now}
+        data = contract.to_bytes(contract.seal(who.key, make_hello(), **given))
+        answer = await asyncio.to_thread(call_by_hand, at.port, who, folder, HELLO, data)
+        print(b"old-tls" in answer, at.past_the_door == [])
+asyncio.run(run())
+"""
+
+
+def in_another_process(script: str, folder: Path) -> list[str]:
+    """What a script prints in a process where nothing was set beforehand."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env.pop(CIPHERS, None)
+    command = [sys.executable, "-c", script, str(folder)]
     ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
-    assert ran.stdout.split() == ["False", "False"], ran.stderr
+    assert not ran.returncode, ran.stderr
+    return ran.stdout.split()
+
+
+def test_a_coordinator_agrees_to_nothing_older(tmp_path: Path) -> None:
+    assert in_another_process(ONLY_13, tmp_path / "ca") == ["False", "False"]
 
 
 def test_without_the_setting_the_probe_and_the_door_see_it(tmp_path: Path) -> None:
-    # grpc was imported long ago, so this process' own coordinator does agree to TLS 1.2: the probe
-    # says so, and no call over it comes past the door.
-    async def scenario(at: Coordinator, folder: Path) -> None:
-        assert await asyncio.to_thread(takes_tls12, "127.0.0.1", at.port)
-        assert await asyncio.to_thread(takes_tls12, "127.0.0.1", at.enroll_port)
-        who = join(folder, at.authority, at.store, at.now)
-        data = contract.to_bytes(seal(who, make_hello(), HELLO))
-        answer = await asyncio.to_thread(call_by_hand, at.port, who, folder, HELLO, data)
-        assert b"old-tls" in answer
-        assert at.past_the_door == []
-        await hello(at, who)
-
-    play(tmp_path, scenario)
+    # The coordinator agrees to TLS 1.2: the probe says so, and no call over it comes past the door.
+    assert in_another_process(ALSO_12, tmp_path) == ["True", "True", "True", "True"]
 
 
 def test_the_setting_comes_before_grpc_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sordino.core.trust.transport import CIPHERS, require_tls13
-
     monkeypatch.delenv(CIPHERS, raising=False)
     with pytest.raises(TrustError, match="imported before"):
         require_tls13()

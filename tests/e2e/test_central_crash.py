@@ -26,7 +26,7 @@ from sordino.privacy.ledger import read_ledger
 from sordino.privacy.noise import seeded_source
 from sordino.privacy.plan import verify_ledger
 from sordino.server.release import COORDINATOR, LEDGER, UPDATES
-from sordino.server.rounds import run_rounds
+from sordino.server.rounds import MemoryRounds, run_rounds
 from sordino.sim.grid import LocalGrid
 
 STEPS = [
@@ -115,7 +115,7 @@ def work(folder, kill_at=""):
     nodes = [{"client": f"c{i}", "state": str(folder / "clients")} for i in range(CLIENTS)]
     with LocalGrid(nodes, app=TRAINING) as grid:
         before = adapter_after(folder, start)
-        run_rounds(grid, strategy, before, start_round=start + 1, on_round=keep)
+        run_rounds(grid, MemoryRounds(strategy, before, start_round=start + 1, on_round=keep))
 
 
 def start(folder, kill_at=""):

@@ -66,11 +66,11 @@ class FleetMachine(RuleBasedStateMachine):
             self.opened.__exit__(None, None, None)
         self.opened = fr.open_fleet(self.folder, now_ms=self.clock, at=self.at)
         self.made = self.opened.__enter__()
-        fr.recover(self.made, {RUN: self.work})
+        fr.recover(self.made, lambda _: self.work)
 
     @rule(crash=CRASHES)
     def step(self, crash):
-        self.crashing(crash, fr.step, self.made, self.work, RUN)
+        self.crashing(crash, fleets.step, self.made, self.work, RUN)
 
     @rule(device=ANY_DEVICE, crash=CRASHES)
     def answer(self, device, crash):

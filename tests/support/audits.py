@@ -3,10 +3,23 @@
 import numpy as np
 
 from sordino.privacy.audit import (
+    Attempt,
     Audit,
+    Exposure,
+    Extraction,
     Guessing,
+    Identities,
+    Inversion,
+    Leak,
+    Membership,
     Neighbours,
+    Noise,
     OneRun,
+    PromptLeakage,
+    Stage,
+    Suffix,
+    TwoWorlds,
+    Value,
     coins,
     commit,
     draw_contributions,
@@ -105,4 +118,56 @@ def make_audit(claim, leak):
         openings=openings,
         contributions=contributions,
         context={"tier": "quick", "versions": versions()},
+    )
+
+
+def one_of_each():
+    """A measure of every kind, small."""
+    leaked = Leak(sentences=1.0, rouge_l=1.0, containment=1.0, fuzzy=100.0, secret=True)
+    kept = Leak(sentences=0.0, rouge_l=0.25, containment=0.0, fuzzy=30.0, secret=False)
+    attempts = tuple(
+        Attempt(prompt=prompt, family="direct", leak=leaked, control=kept) for prompt in range(5)
+    )
+    value = {"attribute": "street", "candidates": 10, "extracted": False}
+    tossed = np.arange(40) % 2 == 0
+    scores = {"members": (3.0, 2.0, 4.5), "others": (1.0, 2.0)}
+    lengths = {"members_length": (9, 9, 9), "others_length": (9, 9)}
+    return (
+        one_run(tossed + 0.0, tossed, rules=(Guessing(guessed_in=20, guessed_out=20),)),
+        TwoWorlds(what="x", with_canary=(3.0, 4.0), without=(1.0, 2.0), threshold=2.5, delta=1e-5),
+        Noise(what="x", squares=90.0, coordinates=100, deviation=1.0),
+        Neighbours(what="x", moved=(0.5, 0.75), sensitivity=1.0),
+        Membership(attack="loss", adversary="user", doubles=0, **scores, **lengths),
+        Exposure(adversary="user", ranks=(1.0, 7.5), repetitions=(4, 0), space=9, exact=True),
+        Extraction(
+            adversary="user",
+            scheme="greedy",
+            suffixes=(
+                Suffix(planted=True, tokens=4, greedy=4, log_probability=-0.5, draws=3, hits=1),
+                Suffix(planted=False, tokens=4, greedy=0),
+            ),
+        ),
+        Identities(
+            adversary="user",
+            values=(
+                Value(planted=True, rank=1.0, reconstructed=True, **value),
+                Value(planted=False, rank=4.0, reconstructed=False, **value),
+            ),
+        ),
+        Inversion(
+            what="x",
+            matrix="A",
+            adapter_rank=4,
+            rows=4,
+            columns=8,
+            noise=0.0,
+            distinct=2,
+            singular_values=(2.0, 1.0, 1e-9, 0.0),
+            present=(1e-6, 1e-5),
+            absent=(0.5, 0.7, 0.9),
+        ),
+        PromptLeakage(
+            target="system prompt",
+            stages=(Stage(name="base", attempts=attempts), Stage(name="x", attempts=attempts)),
+        ),
     )

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sordino.core import contract
 from sordino.core.contract import Artefact, SignedHead, TaskOrder
-from sordino.core.records import Update
+from sordino.core.records import Measurement, Receipt, Update
 from sordino.protos.v1 import common_pb2, fleet_pb2, rules_pb2, work_pb2
-from support.federation import MANIFEST, filled, initial, make_task, update_for
+from support.federation import MANIFEST, filled, initial, make_metric, make_task, update_for
 
 MOST = 1 << 20
 NOW = 1_780_000_000_000
@@ -37,6 +37,21 @@ def make_order(**changes: object) -> TaskOrder:
         max_answer_bytes=MOST,
     )
     return replace(order, **changes)  # type: ignore[arg-type]
+
+
+def make_look(**changes: object) -> TaskOrder:
+    plan = make_metric()
+    look = make_order(run_id=plan.run_id, plan=plan.canonical(), train=None)
+    return replace(look, **changes)  # type: ignore[arg-type]
+
+
+def make_measurement(value: float = 2.5) -> tuple[Measurement, SignedHead]:
+    receipt = Receipt(ledger_head="0" * 64, entry_index=3)
+    plan = make_metric()
+    measurement = Measurement(
+        run_id=plan.run_id, round=1, plan_sha256=plan.sha256, value=value, receipt=receipt
+    )
+    return measurement, SignedHead(receipt=receipt, public_key="ab" * 32, signature="cd" * 64)
 
 
 def make_update() -> tuple[Update, SignedHead]:
@@ -86,6 +101,11 @@ Decoder = Callable[[bytes], object]
 DECODERS: dict[str, tuple[Decoder, bytes]] = {
     "task": (contract.decode_task, task_bytes()),
     "update": (lambda data: contract.decode_update(data, at_most=MOST), update_bytes()),
+    "look": (contract.decode_task, contract.encode_task(make_look())),
+    "measurement": (
+        contract.decode_measurement,
+        contract.encode_measurement(*make_measurement()),
+    ),
     "adapter": (lambda data: contract.decode_adapter(data, Artefact.of(data)), ADAPTER),
     "manifest": (
         lambda data: contract.decode_manifest(data, Artefact.of(data)),

@@ -226,9 +226,11 @@ def samples_of(
     adapter = LoraAdapter(
         reference.tensors, scale=lora.alpha / lora.rank, trained=trained, dtype=dtype
     )
-    losses = train.backward(decoder, adapter, records, recompute=recompute, dtype=dtype)
+    losses = train.backward(
+        decoder, adapter, records, recompute=recompute, reuse=True, dtype=dtype
+    )  # fmt: skip
     assert set(adapter.parameters) == set(trained)
-    return losses, {n: p.grad_sample for n, p in adapter.parameters.items()}
+    return losses, {n: p.grad_sample.clone() for n, p in adapter.parameters.items()}
 
 
 @contextmanager

@@ -185,6 +185,11 @@ def _scripted(message: Message, context: Context) -> Message:
     return Message(records, reply_to=message)
 
 
+@scripted.evaluate()
+def _scripted_look(message: Message, context: Context) -> Message:
+    return training(message, _read_script(context))
+
+
 def _interrupt(behaviour: str, context: Context) -> None:
     if behaviour == "raise":
         raise ValueError("a record said: hunter2")

@@ -5,14 +5,24 @@ often. The adapter is the list of those sums.
 """
 
 import json
-from contextlib import contextmanager
+import threading
+import time
+import tomllib
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from sordino.core import app as flower
+from sordino.core.config import ExperimentConfig
 from sordino.core.contract import Artefact
 from sordino.core.errors import ContractError, UpdateRejectedError
+from sordino.core.settings import build
 from sordino.server import fleet_rounds as fr
+from sordino.server.bell import Bell
 from sordino.server.enroll import CertificateRecord, DeviceRecord, TokenRecord
+from sordino.server.fleet_run import Drivers, drive
+from sordino.server.grid import Coordinator
 from sordino.server.store import Accepted, Device, Event, Round, Run, Task, Upload
+from sordino.server.store.records import FINAL_ROUNDS
 
 RUN = "run-1"
 PLAN = b'{"plan":1}'
@@ -95,12 +105,141 @@ def enrol(made, count):
             assert members.admit(name, device, certificate)
 
 
-def start(made, folder, **changes):
-    """Start a run on a base of a few bytes."""
-    source = folder / "base.gguf"
-    source.write_bytes(b"GGUF")
-    base = fr.keep_base(made, source)
+def start(made, folder, base="", **changes):
+    """Start a run, on a base of a few bytes if none is kept."""
+    if not base:
+        source = folder / "base.gguf"
+        source.write_bytes(b"GGUF")
+        base = fr.keep_base(made, source)
     return fr.start_run(made, "start", new_run(base, **changes))
+
+
+def step(made, work, run_id=RUN, among=None):
+    """A run's next transition, as its driver would take it; None: it opens no more rounds."""
+    now = fr.plan_round(made, run_id)
+    if now is None:
+        return None
+    match now.state:
+        case "planned":
+            now = open_round(made, work, run_id, now, among)
+        case "open" | "collecting":
+            now = fr.close_round(made, work, run_id, now.round)
+        case "closing":
+            now = aggregate(made, work, now)
+        case _:
+            now = fr.publish_round(made, run_id, now.round)
+    if now.state in FINAL_ROUNDS:
+        fr.collect_garbage(made)
+    return now
+
+
+class NobodyRings(Bell):
+    """A bell that ends what would wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = threading.Event()
+
+    def wait(self, heard, timeout_s):
+        self.over.set()
+        return heard
+
+
+def advance(made, work, run_id=RUN, among=None):
+    """Transitions until the run waits for devices, for time, or for an operator."""
+    if isinstance(work, fr.AdapterWork):  # the real loop, to where it would wait
+        bell = NobodyRings()
+        coordinator = Coordinator(fleet=made, bell=bell, work=work, stopping=bell.over)
+        with flower.task_identity(run_id=1, node_id=1):
+            drive(coordinator, run_id, no_releases)
+        return rows_of(made, Round, run_id=run_id, order="-round", limit=1)[0]
+    before, now = None, step(made, work, run_id, among)
+    while now is not None and now != before:
+        before, now = now, step(made, work, run_id, among)
+    return now
+
+
+def no_releases(plan):
+    raise AssertionError("expected a run without central trust")
+
+
+def open_round(made, work, run_id, planned, among):
+    run = get(made, Run, run_id)
+    with made.store.read() as rows:
+        ready = [name for name in sorted(fr.at_hand(made, rows)) if not among or name in among]
+    private = run.trust == "central"
+    if run.state != "running" or len(ready) < (1 if private else run.min_updates):
+        return planned
+    wanted = len(ready) if private else run.cohort + run.extra
+    experiment = build(ExperimentConfig, tomllib.loads(run.settings))
+    opening = fr.Opening(
+        plan=made.artefacts.read(run.plan),
+        settings=fr.write_settings(experiment.lora, experiment.train),
+        adapter=made.artefacts.read(run.adapter) if run.adapter else None,
+        cohort=work.choose(run, planned.round, ready, wanted),
+        time_ms=run.timeout_ms,
+    )
+    return fr.open_round(made, run_id, planned.round, opening)
+
+
+def aggregate(made, work, closed):
+    accepted = rows_of(made, Accepted, run_id=closed.run_id, round=closed.round)
+    before = made.artefacts.read(closed.adapter_before) if closed.adapter_before else None
+    adapter = work.aggregate(closed, before, (made.artefacts.read(a.sha256) for a in accepted))
+    if adapter is None:
+        return fr.fail_round(made, closed.run_id, closed.round, "release-lost")
+    return fr.aggregate_round(made, closed.run_id, closed.round, adapter)
+
+
+@contextmanager
+def driving(made, bell, folder, **settings):
+    """The fleet's runs go on by themselves, as under `sordino serve`, until the block ends."""
+    coordinator = Coordinator(fleet=made, bell=bell, work=fr.AdapterWork(made), **settings)
+    with Drivers(coordinator, folder):
+        yield coordinator
+
+
+@contextmanager
+def answering(made, bell, answer):
+    """Devices in a thread: each open task is taken, and sent what `answer` gives, if it does.
+
+    What a coordinator refuses ends a task's part, as on a device.
+    """
+    done, over, work = set(), threading.Event(), fr.AdapterWork(made)
+
+    def turn(task):
+        if take(made, task.device_id) is not None and (data := answer(task)) is not None:
+            send(made, work, task, data)
+
+    def devices():
+        while not over.is_set():
+            heard = bell.count
+            for task in rows_of(made, Task, state=("offered", "taken")):
+                if task.task_id not in done:
+                    done.add(task.task_id)
+                    with suppress(ContractError):
+                        turn(task)
+            bell.wait(heard, 0.2)
+
+    thread = threading.Thread(target=devices, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        bell.ring()
+        thread.join()
+
+
+def until(bell, look, *, timeout_s=120.0):
+    """What `look` gives, once it gives something: it is asked again whenever the bell rings."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        heard = bell.count
+        if found := look():
+            return found
+        bell.wait(heard, 0.2)
+    raise AssertionError(f"nothing within {timeout_s:g} s")
 
 
 def take(made, device):

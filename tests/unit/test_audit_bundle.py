@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.audits import charged, make_audit, make_bundle, private_plan
+from support.audits import charged, make_audit, make_bundle, one_of_each, private_plan
 
 from sordino.core import canonical
 from sordino.core.errors import AuditError, ClaimError, TrustError
@@ -107,9 +107,42 @@ def test_nan_never_gets_into_an_audit():
         encode_audit(replace(audit, context={"seconds": float("nan")}))
 
 
-def test_every_kind_of_measure_is_known_by_its_name():
-    assert all(cls.kind == kind for kind, cls in MEASURES.items())
-    assert len(MEASURES) == 10
+def test_every_kind_of_measure_reads_back_and_computes_the_same_figures():
+    entries = tuple(measured("private", measure) for measure in one_of_each())
+    assert {entry.measure.kind for entry in entries} == set(MEASURES)
+    assert all(isinstance(entry.figures["verdict"], str) for entry in entries)
+    data = encode_audit(Audit(run_id="r", entries=entries))
+    audit = decode_audit(data)
+    assert [entry.measure for entry in audit.entries] == [entry.measure for entry in entries]
+    assert mismatches(audit, recompute(audit)) == ()
+    assert encode_audit(recompute(audit)) == data
+
+
+@pytest.mark.parametrize("measure", one_of_each(), ids=lambda measure: measure.kind)
+def test_a_changed_figure_of_any_kind_is_named(measure):
+    entry = measured("private", measure)
+    stored = replace(entry, figures={**entry.figures, "verdict": "all is well"})
+    audit = Audit(run_id="r", entries=(stored,))
+    (found,) = mismatches(audit, recompute(audit))
+    assert "verdict is" in found
+    assert measure.kind in found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t["entries"][2]["scores"].update(deviation=1e-200), "has no figures"),
+        (lambda t: t["entries"][2]["scores"].update(coordinates=10**400), "coordinates"),
+        (lambda t: t["entries"][2]["scores"].update(squares=10**400), "can't be read"),
+    ],
+)
+def test_absurd_numbers_are_refused(tmp_path, change, words):
+    path = tmp_path / "audit.json"
+    entries = tuple(measured("private", measure) for measure in one_of_each())
+    path.write_bytes(encode_audit(Audit(run_id="r", entries=entries)))
+    edit(path, change)
+    with pytest.raises(AuditError, match=words):
+        recompute(decode_audit(path.read_bytes()))
 
 
 def test_a_sound_bundle_has_nothing_wrong(bundle, key):
@@ -171,6 +204,8 @@ SCORES = [
     (lambda t: t["entries"][0]["scores"].update(claimed_epsilon=9.0), "the claim's is"),
     (lambda t: t["entries"][0]["scores"].update(delta=1e-3), "delta 0.001"),
     (lambda t: t["entries"][0]["scores"].update(unit="user"), "unit user"),
+    (lambda t: t["entries"][0]["scores"].update(level=1e-9), "level 1e-09"),
+    (lambda t: t["entries"].append(t["entries"][0]), "for 1 looks, and there are 2"),
     (lambda t: t["entries"][0]["scores"]["curve"].pop(), "another curve"),
     (lambda t: t["entries"][0]["scores"].update(canaries=list(range(1, 201))), "wasn't comm"),
     (lambda t: t["openings"][3].update(canary="another"), "canary 3 is not"),

@@ -10,7 +10,7 @@ from sordino.client.batches import micro_batches, token_count
 from sordino.client.bench.torch_memory import torch_peak
 from sordino.client.budget import MB, step_cost, step_size
 from sordino.client.lora import LoraAdapter
-from sordino.client.model.scratch import drop_scratch
+from sordino.client.model.scratch import SLAB_BYTES, drop_scratch
 from sordino.client.model.store import open_base, resolve_model
 from sordino.client.train import backward
 from sordino.core.adapters import adapter_manifest, initial_adapter, trained_manifest
@@ -82,15 +82,16 @@ def test_the_estimate_for_each_token_covers_what_torch_takes(case, recompute, tm
         return torch_peak(
             lambda: backward(
                 base.decoder, adapter, [tiny.record(101, n) for n in range(records)],
-                recompute=recompute,
+                recompute=recompute, reuse=True,
             )
         )  # fmt: skip
 
-    few, many = 8, 24
+    few, many = 8, 64  # far apart: memory comes in slabs
     cost = step_cost(base.decoder.architecture, 4, manifest.parameter_count)
     expected = cost.peak(many * 100, many, recompute=recompute)
     expected -= cost.peak(few * 100, few, recompute=recompute)
-    assert 0.5 * expected <= peak(many) - peak(few) <= 1.05 * expected
+    more = peak(many) - peak(few)
+    assert 0.5 * expected <= more <= 1.05 * expected + SLAB_BYTES  # the last slab isn't full
 
 
 def test_a_run_says_beforehand_what_its_clients_will_choose():

@@ -9,8 +9,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from support.contracts import (
     MOST,
     NOW,
     make_hello,
+    make_look,
+    make_measurement,
     make_order,
     make_update,
     open_hello,
@@ -35,7 +38,7 @@ from support.contracts import (
     update_bytes,
     varint,
 )
-from support.federation import MANIFEST, initial, make_task
+from support.federation import MANIFEST, initial, make_metric_task, make_task
 
 from sordino.core import adapters, contract
 from sordino.core.contract import Artefact, gate, signing
@@ -49,6 +52,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "contract.md"
 
 def page() -> str:
     return PAGE.read_text("utf-8")
+
+
+def test_the_page_says_which_revision_this_is() -> None:
+    assert f"`HelloRequest.revision`; now {contract.REVISION})" in page()
+    rows = re.findall(r"^\| (\d+) \| .*\|$", page().partition("| revision | added |")[2], re.M)
+    assert [int(row) for row in rows] == list(range(1, contract.REVISION + 1))
 
 
 def refused(reason: str, decode: Callable[[], object]) -> str:
@@ -72,16 +81,78 @@ def test_a_task_survives_and_is_the_clients_task() -> None:
     tensors = contract.decode_adapter(ADAPTER, order.adapter or Artefact.of(b""))
     assert all(np.array_equal(tensors[n], t) for n, t in initial().items())
     task = replace(make_task(), tensors={})
-    assert replace(back.train_task(tensors), tensors={}) == task
+    assert replace(back.client_task(tensors), tensors={}) == task
 
 
 def test_the_first_rounds_task_has_no_adapter() -> None:
     order = make_order(adapter=None)
     back = contract.decode_task(contract.encode_task(order))
     assert back.adapter is None
-    assert back.train_task({}) == make_task()
-    refused("wrong-adapter", lambda: back.train_task(initial()))
-    refused("wrong-adapter", lambda: make_order().train_task({}))
+    assert back.client_task({}) == make_task()
+    refused("wrong-adapter", lambda: back.client_task(initial()))
+    refused("wrong-adapter", lambda: make_order().client_task({}))
+
+
+def another(kind: object, value: Any) -> Any:
+    """A value of a setting that isn't the one at hand, and is possible."""
+    if choices := get_args(kind):
+        return next((choice for choice in choices if choice != value and choice is not ...), ())
+    return value + 1 if kind is int else value / 2 or 0.25
+
+
+def settings_of(section: str) -> list[str]:
+    return [f"{section}.{known.name}" for known in fields(getattr(make_order(), section))]
+
+
+@pytest.mark.parametrize("setting", settings_of("lora") + settings_of("train"))
+def test_every_setting_of_a_task_travels(setting: str) -> None:
+    """A setting that has no field in the contract comes back as its default."""
+    section, name = setting.split(".")
+    usual = getattr(make_order(), section)
+    value = getattr(usual, name)
+    hint = get_type_hints(type(usual))[name]
+    changed = value[:1] if isinstance(value, tuple) else another(hint, value)
+    assert changed != value
+    order = make_order(**{section: replace(usual, **{name: changed})})
+    assert contract.decode_task(contract.encode_task(order)) == order
+
+
+def test_what_the_first_revision_had_is_sent_as_it_was() -> None:
+    """Its devices take a task with a constant rate and one view; nothing else is sent to them."""
+    order = make_order()
+    contract.encode_task(order, revision=1)
+    settings = work_pb2.Task.FromString(contract.encode_task(order)).train.train
+    assert {field.name for field, _ in settings.ListFields()} == {
+        "optimizer", "learning_rate", "local_steps", "momentum",
+    }  # fmt: skip
+    later = (
+        replace(order, train=replace(order.train, schedule="cosine")),
+        replace(order, train=replace(order.train, warmup=0.5)),
+        replace(order, train=replace(order.train, views=2)),
+        replace(order, base_kind="folder"),
+        make_look(),
+    )
+    for task in later:
+        refused("revision-too-old", lambda task=task: contract.encode_task(task, revision=1))
+        assert contract.decode_task(contract.encode_task(task, revision=2)) == task
+
+
+def test_a_look_survives_and_is_the_clients_task() -> None:
+    order = make_look()
+    back = contract.decode_task(contract.encode_task(order))
+    assert back == order
+    tensors = contract.decode_adapter(ADAPTER, order.adapter or Artefact.of(b""))
+    assert replace(back.client_task(tensors), tensors={}) == make_metric_task()
+    refused("wrong-adapter", lambda: back.client_task({}))
+
+
+@pytest.mark.parametrize("value", [2.5, 0.0, -1e300, 5e-324])
+def test_a_measurement_survives_with_its_signed_receipt(value: float) -> None:
+    measurement, head = make_measurement(value)
+    data = contract.encode_measurement(measurement, head)
+    assert contract.decode_measurement(data) == (measurement, head)
+    other = replace(head, receipt=replace(head.receipt, entry_index=9))
+    refused("wrong-receipt", lambda: contract.encode_measurement(measurement, other))
 
 
 def test_an_update_survives_with_its_signed_receipt() -> None:
@@ -101,6 +172,26 @@ def test_the_same_update_is_always_the_same_bytes() -> None:
     update, head = make_update()
     turned = replace(update, tensors=dict(reversed(update.tensors.items())))
     assert contract.encode_update(turned, head) == contract.encode_update(update, head)
+
+
+def test_what_is_put_together_in_parts_is_what_protobuf_writes() -> None:
+    for data, kind in ((update_bytes(), work_pb2.Update), (ADAPTER, work_pb2.Adapter)):
+        message = kind.FromString(data)
+        assert len(message.tensors) > 1
+        assert message.SerializeToString(deterministic=True) == data
+
+
+def test_fields_in_any_order_are_read() -> None:
+    """Whoever encodes with another library may write the receipt before the tensors."""
+    update, head = make_update()
+    message = work_pb2.Update.FromString(update_bytes())
+    tensors = b"".join(work_pb2.Update(tensors=[t]).SerializeToString() for t in message.tensors)
+    message.ClearField("tensors")
+    data = tensors + message.SerializeToString()
+    assert data != update_bytes()
+    back, back_head = contract.decode_update(data, at_most=MOST)
+    assert back_head == head
+    assert contract.encode_update(back, back_head) == contract.encode_update(update, head)
 
 
 def test_a_receipt_carries_the_ledgers_own_signature() -> None:
@@ -196,6 +287,27 @@ def test_a_bad_update_is_refused_by_name(kind: str) -> None:
     assert len(refused(reason, lambda: decode_update(data))) < 400
 
 
+MEASURED = contract.encode_measurement(*make_measurement())
+BAD_MEASUREMENTS: dict[str, tuple[str, bytes]] = {
+    "nothing": ("missing-field", b""),
+    "no value": ("missing-field", MEASURED.replace(b"\x21" + struct.pack("<d", 2.5), b"")),
+    "not a number": ("bad-number", MEASURED.replace(struct.pack("<d", 2.5), b"\xff" * 8)),
+    "two values": ("field-twice", MEASURED + b"\x21" + struct.pack("<d", 2.5)),
+    "no receipt": ("missing-field", MEASURED[: MEASURED.index(b"\x2a\x88")]),
+    "a reserved field": ("unknown-field", MEASURED + raw(7, 13)),
+    "an exact value beside": ("unknown-field", MEASURED + raw(10, b"\0" * 8)),
+    "too large": ("too-long", MEASURED + bytes(1024)),
+    "an update": ("wrong-type", raw_update(raw_tensor())),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MEASUREMENTS)
+def test_a_bad_measurement_is_refused_by_name(kind: str) -> None:
+    reason, data = BAD_MEASUREMENTS[kind]
+    assert data != MEASURED
+    refused(reason, lambda: contract.decode_measurement(data))
+
+
 def spoil(**changes: object) -> bytes:
     message = work_pb2.Task.FromString(task_bytes())
     for path, value in changes.items():
@@ -228,6 +340,10 @@ def spoil(**changes: object) -> bytes:
         ("bad-number", {"train__train__learning_rate": float("nan")}),
         ("bad-settings", {"train__lora__alpha": -1.0}),
         ("bad-settings", {"train__train__momentum": 1.0}),
+        ("missing-field", {"train__train__schedule__warmup": 0.5}),
+        ("missing-field", {"train__train__views__count": 2}),
+        ("bad-number", {"train__train__views__count": 17}),
+        ("unknown-value", {"train__train__schedule__kind": 9}),
         ("bad-value", {"run_id": "../etc"}),
         ("too-long", {"plan": b"x" * 65537}),
         ("too-long", {"task_id": "t" * 65}),

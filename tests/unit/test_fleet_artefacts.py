@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_nothing_behind(kept, tmp_path, monkeypatch):
 def test_a_full_disk_refuses_an_upload_and_changes_nothing(tmp_path, monkeypatch):
     with fleets.fleet(tmp_path, devices=3) as made:
         fleets.start(made, tmp_path)
-        fr.advance(made, Powers(), RUN)
+        fleets.advance(made, Powers(), RUN)
         fleets.take(made, "d0")
         before = fleets.everything(made)
         monkeypatch.setattr(os, "posix_fallocate", full)
@@ -108,18 +108,18 @@ def test_a_backup_goes_on_where_it_was_taken(tmp_path):
     with fleets.fleet(tmp_path / "live", devices=3, clock=clock) as made:
         fleets.start(made, tmp_path)
         for number in (1, 2):
-            fr.advance(made, work, RUN)
+            fleets.advance(made, work, RUN)
             for task in rows_of(made, Task, run_id=RUN, round=number):
                 answer(made, work, task.device_id)
             if number == 1:
-                fr.advance(made, work, RUN)
+                fleets.advance(made, work, RUN)
                 made.store.copy_to(restored / DATABASE)
                 shutil.copytree(tmp_path / "live" / "artefacts", restored / "artefacts")
     with fleets.fleet(restored, clock=clock) as made:
         fr.check_artefacts(made)
-        fr.recover(made, {RUN: work})
+        fr.recover(made, lambda _: work)
         assert fleets.adapter(made) == [[1, 7]]
         for device in ("d0", "d1", "d2"):  # as after any lost answer: they send what they kept
             assert answer(made, work, device).state == "accepted"
-        fr.advance(made, work, RUN)
+        fleets.advance(made, work, RUN)
         assert fleets.adapter(made) == [[1, 7], [2, 7]]

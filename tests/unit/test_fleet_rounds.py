@@ -58,12 +58,12 @@ def test_a_run_from_start_to_done(made, work, tmp_path):
     fleets.start(made, tmp_path)
     sums = []
     for number in (1, 2, 3):
-        assert fr.advance(made, work, RUN).state == "open"
+        assert fleets.advance(made, work, RUN).state == "open"
         for device in cohort(made, number):
             assert answer(made, work, device).state == "accepted"
         sums.append([number, powers(cohort(made, number))])
-        assert fr.step(made, work, RUN).state == "closing"
-    assert fr.advance(made, work, RUN) is None
+        assert fleets.step(made, work, RUN).state == "closing"
+    assert fleets.advance(made, work, RUN) is None
     assert fleets.adapter(made) == sums
     run = get(made, Run, RUN)
     assert (run.state, run.rounds_done) == ("done", 3)
@@ -77,21 +77,21 @@ def test_a_run_from_start_to_done(made, work, tmp_path):
 
 def test_what_a_round_works_with_is_fixed_when_it_opens(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    before = fr.advance(made, work, RUN)
+    before = fleets.advance(made, work, RUN)
     fr.change_cohort(made, "c", RUN, cohort=1, extra=0, min_updates=1)
-    fr.add_rounds(made, "a", RUN, b"another plan", 9)
-    assert fr.step(made, work, RUN) == before
+    fr.add_rounds(made, "a", RUN, 6, lambda plan: b"another plan")
+    assert fleets.step(made, work, RUN) == before
     assert len(cohort(made)) == 3
     for device in cohort(made):
         answer(made, work, device)
-    assert fr.advance(made, work, RUN).round == 2
+    assert fleets.advance(made, work, RUN).round == 2
     assert len(cohort(made, 2)) == 1
     assert get(made, Round, RUN, 2).plan != before.plan
 
 
 def test_it_collects_from_the_first_device_that_took_its_task(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     device = cohort(made)[0]
     task = fr.task_for(made, device)
     assert refusal(fr.acknowledge, made, device, task.task_id, "0" * 64) == "wrong-plan"
@@ -103,13 +103,13 @@ def test_it_collects_from_the_first_device_that_took_its_task(made, work, tmp_pa
 
 def test_the_reserve_closes_a_round_early_and_stragglers_are_let_go(made, work, tmp_path):
     fleets.start(made, tmp_path, cohort=2, extra=2)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     one, two, late, last = cohort(made)
     slow = fleets.take(made, late)
     answer(made, work, one)
-    assert fr.step(made, work, RUN).state == "collecting"
+    assert fleets.step(made, work, RUN).state == "collecting"
     answer(made, work, two)
-    assert fr.advance(made, work, RUN).round == 2
+    assert fleets.advance(made, work, RUN).round == 2
     states = {task.device_id: task.state for task in rows_of(made, Task, run_id=RUN, round=1)}
     assert states == {one: "answered", two: "answered", late: "cancelled", last: "cancelled"}
     data = fleets.update_of(late, 1)
@@ -120,26 +120,26 @@ def test_the_reserve_closes_a_round_early_and_stragglers_are_let_go(made, work, 
 
 def test_the_deadline_closes_and_who_is_late_has_failed(made, work, clock, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     one, two, three = cohort(made)
     answer(made, work, one)
     clock.now += TIMEOUT_MS - 1
-    assert fr.step(made, work, RUN).state == "collecting"
+    assert fleets.step(made, work, RUN).state == "collecting"
     clock.now += 1
     assert fr.task_for(made, two) is None
-    assert fr.step(made, work, RUN).state == "closing"
+    assert fleets.step(made, work, RUN).state == "closing"
     assert [get(made, Device, name).failures for name in (one, two, three)] == [0, 1, 1]
-    assert fr.advance(made, work, RUN).round == 2
+    assert fleets.advance(made, work, RUN).round == 2
     assert fleets.adapter(made) == [[1, powers([one])]]
 
 
 def test_too_few_updates_fail_the_round_and_three_in_a_row_the_run(made, work, clock, tmp_path):
     fleets.start(made, tmp_path, rounds=9, min_updates=2)
     for number in (1, 2, 3):
-        fr.advance(made, work, RUN)
+        fleets.advance(made, work, RUN)
         answer(made, work, cohort(made, number)[0])
         clock.now += TIMEOUT_MS
-        assert fr.step(made, work, RUN).state == "failed"
+        assert fleets.step(made, work, RUN).state == "failed"
         clock.now += 86_400_000  # whoever rests has rested
     assert get(made, Round, RUN, 3).reason == "too-few-updates"
     run = get(made, Run, RUN)
@@ -149,56 +149,56 @@ def test_too_few_updates_fail_the_round_and_three_in_a_row_the_run(made, work, c
         "",
         0,
     )
-    assert fr.advance(made, work, RUN) is None
+    assert fleets.advance(made, work, RUN) is None
     fr.resume_run(made, "again", RUN)
-    assert fr.advance(made, work, RUN).round == 4  # its number is used up
+    assert fleets.advance(made, work, RUN).round == 4  # its number is used up
 
 
 def test_everybody_declined_ends_a_round_at_once(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     for device, reason in zip(
         cohort(made), ("policy-budget", "unavailable", "internal"), strict=True
     ):
         task = fr.task_for(made, device)
         assert fr.decline(made, device, task.task_id, reason).state == "declined"
         assert fr.decline(made, device, task.task_id, "other").reason == reason
-    assert fr.step(made, work, RUN).state == "failed"
+    assert fleets.step(made, work, RUN).state == "failed"
     failures = [get(made, Device, device).failures for device in cohort(made)]
     assert failures == [0, 0, 1]
 
 
 def test_too_few_devices_leave_a_round_planned(made, work, tmp_path):
     fleets.start(made, tmp_path, cohort=9, min_updates=6)
-    assert fr.advance(made, work, RUN).state == "planned"
+    assert fleets.advance(made, work, RUN).state == "planned"
     assert rows_of(made, Task) == []
     fleets.enrol(made, 6)
-    assert fr.advance(made, work, RUN, among={"d0"}).state == "planned"
-    assert fr.advance(made, work, RUN).state == "open"
+    assert fleets.advance(made, work, RUN, among={"d0"}).state == "planned"
+    assert fleets.advance(made, work, RUN).state == "open"
 
 
 def test_under_central_trust_no_count_decides(made, work, clock, tmp_path):
     fleets.start(made, tmp_path, trust="central", cohort=2, min_updates=2)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     assert len(cohort(made)) == 5  # the coins are the work's to throw
     for device in cohort(made)[:4]:
         answer(made, work, device)
-        assert fr.step(made, work, RUN).state == "collecting"
+        assert fleets.step(made, work, RUN).state == "collecting"
     clock.now += TIMEOUT_MS
-    assert fr.advance(made, work, RUN).round == 2
+    assert fleets.advance(made, work, RUN).round == 2
     clock.now += TIMEOUT_MS
-    assert fr.step(made, work, RUN).state == "closing"  # with nobody's update at all
+    assert fleets.step(made, work, RUN).state == "closing"  # with nobody's update at all
     assert refusal(fr.change_cohort, made, "c", RUN, 1, 0, 1) == "cohort-fixed"
 
 
 def test_a_release_that_was_lost_fails_the_round(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     for device in cohort(made):
         answer(made, work, device)
     work.aggregate = lambda *_: None
-    fr.step(made, work, RUN)
-    assert fr.step(made, work, RUN).reason == "release-lost"
+    fleets.step(made, work, RUN)
+    assert fleets.step(made, work, RUN).reason == "release-lost"
     assert fleets.adapter(made) == []
 
 
@@ -213,11 +213,11 @@ def test_a_device_that_failed_repeatedly_rests_longer_each_time(made, work, cloc
         rests.append(max(0, get(made, Device, "d0").rests_until_ms - clock.now))
     assert rests == [0, 0, 600_000, 1_200_000, 2_400_000]
     fleets.start(made, tmp_path, cohort=5)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     assert cohort(made) == ["d1", "d2", "d3", "d4"]
     clock.now += 2_400_000
-    fr.advance(made, work, RUN)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     assert "d0" in cohort(made, 2)
 
 
@@ -225,14 +225,14 @@ def test_a_success_wipes_failures_out(made, work, tmp_path):
     with made.store.write("test") as tx:
         tx.change(tx.find(Device, "d0"), failures=7)
     fleets.start(made, tmp_path, cohort=5)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     answer(made, work, "d0")
     assert get(made, Device, "d0").failures == 0
 
 
 def test_who_is_gone_is_asked_no_more_and_has_no_task(made, work, tmp_path):
     fleets.start(made, tmp_path, cohort=5)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     revoked = fr.revoke_device(made, "r", "d0", "stolen")
     assert fr.revoke_device(made, "r", "d0", "stolen") == revoked
     assert fr.leave(made, "d1", "owner").state == "left"
@@ -266,7 +266,7 @@ def test_a_ledger_behind_a_kept_head_makes_its_device_suspect(made, work, tmp_pa
         assert refusal(fr.keep_head, made, "d0", wrong) == "ledger-rolled-back"
     assert get(made, Device, "d0").state == "suspect"
     fleets.start(made, tmp_path, cohort=5)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     assert "d0" not in cohort(made)
     assert fr.clear_device(made, "ok", "d0").state == "active"
 
@@ -277,7 +277,7 @@ def test_a_ledger_behind_a_kept_head_makes_its_device_suspect(made, work, tmp_pa
 @pytest.fixture
 def task(made, work, tmp_path):
     fleets.start(made, tmp_path, max_answer_bytes=1000)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     return fleets.take(made, cohort(made)[0])
 
 
@@ -328,7 +328,7 @@ def test_room_is_checked_before_it_is_allotted(tmp_path, limits, size, word):
     work = Powers()
     with fleets.fleet(tmp_path, devices=3, limits=fr.Limits(**limits)) as made:
         fleets.start(made, tmp_path, max_answer_bytes=1000)
-        fr.advance(made, work, RUN)
+        fleets.advance(made, work, RUN)
         task = fleets.take(made, "d0")
         before = fleets.everything(made)
         assert refusal(offer, made, task, size) == word
@@ -339,7 +339,7 @@ def test_room_is_checked_before_it_is_allotted(tmp_path, limits, size, word):
 def test_only_so_many_uploads_at_once(tmp_path):
     with fleets.fleet(tmp_path, devices=3, limits=fr.Limits(uploads=1)) as made:
         fleets.start(made, tmp_path)
-        fr.advance(made, Powers(), RUN)
+        fleets.advance(made, Powers(), RUN)
         offer(made, fleets.take(made, "d0"))
         assert refusal(offer, made, fleets.take(made, "d1")) == "too-many-uploads"
 
@@ -347,7 +347,7 @@ def test_only_so_many_uploads_at_once(tmp_path):
 def test_a_device_fetches_what_its_tasks_name_and_nothing_else(made, work, tmp_path):
     run = fleets.start(made, tmp_path)
     finish_round(made, work, 1)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     adapter, one = get(made, Run, RUN).adapter, cohort(made, 2)[0]
     names = {row.sha256: row.kind for row in rows_of(made, ArtefactRow)}
     allowed = [name for name in names if not refusal(fr.may_fetch, made, one, name)]
@@ -402,7 +402,7 @@ def test_bytes_that_are_not_their_hash_are_refused(made, work, task):
 def test_bytes_that_trip_the_check_up_do_not_hold_the_round_up(made, work, clock, task):
     assert refusal(fleets.send, made, work, task, b"[1, 2]") == "malformed"
     clock.now += TIMEOUT_MS
-    assert fr.step(made, work, RUN).state == "failed"
+    assert fleets.step(made, work, RUN).state == "failed"
 
 
 def test_trouble_of_this_machine_refuses_nobody(made, work, task):
@@ -414,7 +414,7 @@ def test_trouble_of_this_machine_refuses_nobody(made, work, task):
     with pytest.raises(OSError, match="the disk"):
         fleets.send(made, work, task, data)
     work.check = honest
-    fr.recover(made, {RUN: work})
+    fr.recover(made, lambda _: work)
     assert fleets.send(made, work, task, data).state == "accepted"
 
 
@@ -428,7 +428,7 @@ def test_an_upload_that_came_whole_before_the_deadline_is_checked_before_the_rou
     stream.write(0, data)
     stream.keep()
     clock.now += TIMEOUT_MS
-    assert fr.step(made, work, RUN).state == "closing"
+    assert fleets.step(made, work, RUN).state == "closing"
     assert get(made, Upload, upload.upload_id).state == "accepted"
 
 
@@ -437,7 +437,7 @@ def test_an_upload_whose_task_ended_is_discarded(made, work, clock, task):
     artefact = Artefact(sha256="ab" * 32, size=10)
     stream = fr.Stream(made, task.device_id, upload.upload_id, artefact, 0)
     clock.now += TIMEOUT_MS
-    fr.step(made, work, RUN)
+    fleets.step(made, work, RUN)
     assert get(made, Upload, upload.upload_id).state == "discarded"
     fr.collect_garbage(made)
     assert refusal(stream.write, 0, b"x" * 10) == "task-over"
@@ -448,24 +448,24 @@ def test_an_upload_whose_task_ended_is_discarded(made, work, clock, task):
 
 
 def finish_round(made, work, number):
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     for device in cohort(made, number):
         answer(made, work, device)
     while get(made, Round, RUN, number).state not in FINAL_ROUNDS:
-        fr.step(made, work, RUN)
+        fleets.step(made, work, RUN)
 
 
 def test_a_pause_lets_the_open_round_end_and_opens_no_other(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     paused = fr.pause_run(made, "p", RUN)
     assert fr.pause_run(made, "p", RUN) == paused
     for device in cohort(made):
         answer(made, work, device)
-    assert fr.advance(made, work, RUN) is None
+    assert fleets.advance(made, work, RUN) is None
     assert get(made, Round, RUN, 1).state == "published"
     fr.resume_run(made, "r", RUN)
-    assert fr.advance(made, work, RUN).state == "open"
+    assert fleets.advance(made, work, RUN).state == "open"
     assert refusal(fr.pause_run, made, "r", RUN) == "another-request"
 
 
@@ -474,7 +474,7 @@ def test_rolling_back_goes_on_from_an_earlier_adapter_with_the_next_number(made,
     finish_round(made, work, 1)
     finish_round(made, work, 2)
     assert refusal(fr.roll_back, made, "b", RUN, 1) == "run-not-paused"
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     fr.pause_run(made, "p", RUN)
     assert refusal(fr.roll_back, made, "b", RUN, 1) == "run-not-paused"  # round 3 is open
     finish_round(made, work, 3)
@@ -493,18 +493,21 @@ def test_stopping_gives_the_open_round_up(made, work, task):
     assert fr.stop_run(made, "s", RUN).state == "stopped"
     assert get(made, Round, RUN, 1).state == "given-up"
     assert get(made, Task, task.task_id).reason == "run-stopped"
-    assert fr.advance(made, work, RUN) is None
+    assert fleets.advance(made, work, RUN) is None
     for call in (fr.resume_run, fr.pause_run):
         assert refusal(call, made, "x", RUN) == "run-over"
-    assert refusal(fr.add_rounds, made, "x", RUN, b"p", 99) == "run-over"
+    assert refusal(fr.add_rounds, made, "x", RUN, 99, bytes) == "run-over"
 
 
 def test_rounds_are_added_to_a_run_that_was_done(made, work, tmp_path):
     fleets.start(made, tmp_path, rounds=1)
     finish_round(made, work, 1)
-    assert fr.advance(made, work, RUN) is None
-    assert refusal(fr.add_rounds, made, "a", RUN, b"same", 1) == "bad-value"
-    assert fr.add_rounds(made, "a", RUN, b"more", 2).state == "running"
+    assert fleets.advance(made, work, RUN) is None
+    assert refusal(fr.add_rounds, made, "a", RUN, 0, bytes) == "bad-value"
+    assert fr.add_rounds(made, "a", RUN, 1, lambda plan: plan + b"!").state == "running"
+    again = fr.add_rounds(made, "a", RUN, 1, lambda plan: plan + b"?")
+    assert (again.rounds_planned, made.artefacts.read(again.plan)) == (2, fleets.PLAN + b"!")
+    assert refusal(fr.add_rounds, made, "a", RUN, 2, bytes) == "another-request"
     finish_round(made, work, 2)
     assert len(fleets.adapter(made)) == 2
 
@@ -534,16 +537,16 @@ def test_a_restart_finds_the_same_round_cohort_and_tasks(tmp_path):
     work, clock = Powers(), Clock()
     with fleets.fleet(tmp_path, devices=4, clock=clock) as made:
         fleets.start(made, tmp_path)
-        fr.advance(made, work, RUN)
+        fleets.advance(made, work, RUN)
         answer(made, work, cohort(made)[0])
         before = fleets.everything(made)
     with fleets.fleet(tmp_path, clock=clock) as made:
-        fr.recover(made, {RUN: work})
-        assert fr.advance(made, work, RUN).round == 1
+        fr.recover(made, lambda _: work)
+        assert fleets.advance(made, work, RUN).round == 1
         assert fleets.everything(made) == before
         for device in cohort(made)[1:]:
             answer(made, work, device)
-        fr.advance(made, work, RUN)
+        fleets.advance(made, work, RUN)
         assert fleets.adapter(made) == [[1, powers(cohort(made))]]
 
 
@@ -559,7 +562,7 @@ def test_one_process_works_in_a_folder(tmp_path):
 def test_garbage_goes_and_what_a_row_needs_stays(made, work, tmp_path):
     fleets.start(made, tmp_path)
     finish_round(made, work, 1)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     answer(made, work, cohort(made, 2)[0])
     made.artefacts.put(b"nobody's")
     assert fr.collect_garbage(made) == 1  # the updates of round 1 went with its end
@@ -575,13 +578,13 @@ def test_garbage_goes_and_what_a_row_needs_stays(made, work, tmp_path):
 
 def test_an_update_that_is_also_an_adapter_is_kept(made, work, tmp_path):
     fleets.start(made, tmp_path)
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     first = cohort(made)[0]
     same = fleets.update_of(first, 1)
     for device in cohort(made):
         answer(made, work, device)
     work.aggregate = lambda *_: same
-    fr.advance(made, work, RUN)
+    fleets.advance(made, work, RUN)
     fr.collect_garbage(made)
     assert made.artefacts.read(get(made, Run, RUN).adapter) == same
 

@@ -30,6 +30,7 @@ def test_every_room_is_importable_and_typed(room):
         ("sordino.server.fleet_rounds", ("torch", "flwr", "grpc")),
         ("sordino.server.report", ("torch", "transformers", "peft", "opacus", "flwr")),
         ("sordino.privacy.plan", ("torch", "flwr", "grpc")),
+        ("sordino.privacy.audit", ("torch", "flwr", "grpc", "rapidfuzz")),
         ("sordino.core.contract", ("torch", "flwr", "grpc")),
         ("sordino.client.session", ("transformers", "peft", "gguf", "ray")),
         ("sordino.cli.main", ("torch", "flwr", "transformers", "opacus")),

@@ -70,8 +70,8 @@ from sordino.privacy.plan import (
 )
 from sordino.privacy.plan import metrics as looking
 from sordino.privacy.policy import BUILT_IN, Cap
-from sordino.server.metrics import value_bound
-from sordino.server.rounds import run_rounds
+from sordino.server.aggregate import value_bound
+from sordino.server.rounds import MemoryRounds, run_rounds
 from sordino.server.strategy import to_arrays
 from sordino.sim.grid import LocalGrid
 
@@ -439,12 +439,12 @@ def test_a_run_takes_its_looks_and_pays_for_each(tmp_path: Path) -> None:
     nodes = [{"client": name, "state": str(tmp_path)} for name in ("alice", "bob")]
     seen: list[tuple[int, object]] = []
     with LocalGrid(nodes, app=TRAINING) as grid:
-        run_rounds(
-            grid,
+        rounds = MemoryRounds(
             strategy,
             initial(),
             on_round=lambda number, *_: seen.append((number, strategy.looks.after(number))),  # type: ignore[union-attr]
         )
+        run_rounds(grid, rounds)
     assert [number for number, look in seen if look] == [2]  # of three rounds, every second
     assert strategy.looks is not None
     assert strategy.looks.last is not None

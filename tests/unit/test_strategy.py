@@ -30,7 +30,7 @@ from sordino.core.config import FederationConfig, LoraConfig, TrainConfig
 from sordino.core.errors import ConfigError, ModelError, PlanError, RoundFailedError
 from sordino.core.wire import decode_task, encode_update
 from sordino.server import app as server_app
-from sordino.server.rounds import run_rounds
+from sordino.server.rounds import MemoryRounds, run_rounds
 from sordino.server.strategy import SordinoStrategy, to_arrays
 from sordino.sim.grid import LocalGrid
 
@@ -150,7 +150,9 @@ def test_memory_does_not_grow_with_replies() -> None:
 
 def test_flowers_own_loop_gives_the_same_adapter() -> None:
     with LocalGrid([{"value": 2.0**-10}, {"value": 2.0**-9}], app=SCRIPTED) as grid:
-        ours = run_rounds(grid, make_strategy(), initial())
+        rounds = MemoryRounds(make_strategy(), initial())
+        run_rounds(grid, rounds)
+        ours = rounds.adapter
         result = make_strategy().start(grid, to_arrays(initial()), num_rounds=3, timeout=60)
     theirs = {name: array.numpy() for name, array in result.arrays.items()}
     assert all(np.array_equal(ours[n], theirs[n]) for n in MANIFEST.names)
@@ -160,15 +162,14 @@ def test_a_cohort_can_be_chosen_and_replies_be_watched() -> None:
     seen: list[int] = []
     reports = []
     with LocalGrid([{"value": 0.001}] * 4, app=SCRIPTED) as grid:
-        run_rounds(
-            grid,
+        rounds = MemoryRounds(
             make_strategy(),
             initial(),
             node_ids=[3, 5],
             start_round=3,
             on_round=lambda *r: reports.append(r),
-            on_reply=seen.append,
         )
+        run_rounds(grid, rounds, on_reply=seen.append)
     assert sorted(seen) == [3, 5]
     assert [(r[0], r[2].sent) for r in reports] == [(3, 2)]
 

@@ -88,8 +88,11 @@ OBSERVATIONS = "observations.jsonl"
 MOST_SESSIONS = 64
 
 
-def make_app(open_session: OpenSession) -> ClientApp:
-    """A ClientApp whose sessions come from `open_session`, one for each node configuration."""
+def make_app(open_session: OpenSession, at: Hook = no_hook) -> ClientApp:
+    """A ClientApp whose sessions come from `open_session`, one for each node configuration.
+
+    `at` is told each step as it is reached.
+    """
     client = ClientApp()
 
     @lru_cache(maxsize=MOST_SESSIONS)
@@ -98,11 +101,11 @@ def make_app(open_session: OpenSession) -> ClientApp:
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        return reply(message, context, lambda s, e: answer(s, decode_task(e)))
+        return reply(message, context, lambda s, e: answer(s, decode_task(e), at))
 
     @client.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return reply(message, context, lambda s, e: answer_metric(s, decode_metric_task(e)))
+        return reply(message, context, lambda s, e: answer_metric(s, decode_metric_task(e), at))
 
     def reply(
         message: Message, context: Context, work: Callable[[Session, Envelope], Envelope]
@@ -180,19 +183,27 @@ def answer_metric(session: Session, task: MetricTask, at: Hook = no_hook) -> Env
     Raises:
         SordinoError: The client refuses, or the look was charged and abandoned.
     """
-    manifest = _check_model(session, task)
-    plan = decode_metric_plan(task.plan)
-    _check_schedule(task, plan)
-    if plan.metric not in METRICS:
-        raise PlanError(expected("metric", plan.metric, f"one of {', '.join(METRICS)}"))
-    _hold_against_policy(session, task, plan)
-    adapter = adapters.complete_adapter(task.tensors, manifest, task.lora.init_seed)
+    adapter, plan = _check_metric(session, task)
     durable.make_folder(session.state_dir)
     with durable.locked(session.state_dir / "lock"):
         make = partial(_measure_charged, session, task, adapter, plan)
         data, _ = _privately(session, plan, task.round, make, at)
     at("update:ready")
     return unpack(data)
+
+
+def check_task(session: Session, task: TrainTask | MetricTask) -> None:
+    """Hold a task against the client's model and policy; nothing is touched, nothing charged.
+
+    What adds up over the device's life is asked only when the round is charged.
+
+    Raises:
+        SordinoError: The client would refuse it; `refusal` has the word.
+    """
+    if isinstance(task, MetricTask):
+        _check_metric(session, task)
+    else:
+        _check(session, task)
 
 
 def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
@@ -216,6 +227,16 @@ def _check(session: Session, task: TrainTask) -> tuple[LocalWork, AnyPlan]:
         train=task.train,
     )
     return work, plan
+
+
+def _check_metric(session: Session, task: MetricTask) -> tuple[Tensors, MetricPlan]:
+    manifest = _check_model(session, task)
+    plan = decode_metric_plan(task.plan)
+    _check_schedule(task, plan)
+    if plan.metric not in METRICS:
+        raise PlanError(expected("metric", plan.metric, f"one of {', '.join(METRICS)}"))
+    _hold_against_policy(session, task, plan)
+    return adapters.complete_adapter(task.tensors, manifest, task.lora.init_seed), plan
 
 
 def _check_model(session: Session, task: TrainTask | MetricTask) -> AdapterManifest:
@@ -333,11 +354,17 @@ def _plain(value: object) -> object:
     raise TypeError(f"observations can't hold a {type(value).__name__}")
 
 
-def _default_session(config: NodeConfig) -> Session:
+def warm_session(config: NodeConfig) -> Session:
+    """The session of a node configuration, opened once a process."""
+    return _opened(json.dumps(dict(config), sort_keys=True))
+
+
+@lru_cache(maxsize=MOST_SESSIONS)
+def _opened(config: str) -> Session:
     # Here, so that a coordinator or a test can read this module without torch.
     from sordino.client.session import open_session  # noqa: PLC0415
 
-    return open_session(config)
+    return open_session(json.loads(config))
 
 
-app = make_app(_default_session)
+app = make_app(warm_session)

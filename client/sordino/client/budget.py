@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from sordino.client.model.architecture import Architecture
 from sordino.client.model.linears import TILE_VALUES
 from sordino.client.model.loss import LOGITS_BYTES, WEIGHT_BYTES
+from sordino.client.model.scratch import SLAB_BYTES
 from sordino.core.config import PerformanceConfig
 
 MB = 10**6
 FLOAT = 4
 SUM = 8  # bytes a value of the clipped sum takes
-DRAWS = 4  # copies of the sum while it is released: put together, as integers, noised, cut again
+DRAWS = 3  # copies of the sum while it is released: put together, noised, and what lies between
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class StepCost:
     """What a step takes over the open model, in bytes.
 
     Attributes:
-        kept: For each token, until the backward reaches it, with every layer's activations kept.
+        kept: For each token, until the micro-batch is over, with every layer's activations kept.
         kept_inputs: The same where each layer keeps its input alone and is run again.
         one_layer: For each token, what a layer that is run again keeps meanwhile.
         passing: For each token, what is held while one layer is at work.
@@ -45,8 +46,8 @@ class StepCost:
     def peak(self, tokens: int, records: int, *, recompute: bool) -> int:
         """The most that is held at once with so many tokens, of so many records, under way."""
         kept = self.kept_inputs + self.one_layer if recompute else self.kept
-        under_way = (kept + self.passing) * tokens
-        return self.fixed + max(under_way, self.record * records + self.passing * tokens)
+        slabs = SLAB_BYTES * (2 if recompute else 1)  # each kind's last one is half used, or less
+        return self.fixed + slabs + (kept + self.passing) * tokens + self.record * records
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,7 @@ def _kept(arch: Architecture, rank: int) -> int:
     """Values that a layer keeps for each token."""
     widths, parts, linears = arch.widths, arch.parts, arch.family.linears
     query, key, hidden = widths["query"], widths["key"], widths["hidden"]
-    turned = any(span.rope for span in arch.spans)
-    heads = query + 2 * key
-    if parts.joined:  # v is a view of the whole
-        heads = widths["joined"] + (query + key if turned else 0)
+    heads = widths["joined"] if parts.joined else query + 2 * key  # turned in place
     streams = 1 if parts.parallel else 2
     norms = sum(
         {"query": query, "key": key, "after_attention": hidden, "after_mlp": hidden}.get(role, 0)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sordino.core import durable
 from sordino.core.errors import LedgerError, PlanError
 from sordino.core.kept import KeptUpdates
 from sordino.privacy.ledger import Charge, Hook, Ledger, Limit
@@ -75,6 +76,34 @@ def answer_once(
     at("update:kept")
     ledger.release(charge.number, digest)
     return data, seen
+
+
+def find_answer(
+    state_dir: Path, client_id: str, run_id: str, round_number: int
+) -> tuple[str, bytes]:
+    """What became of a round's charge, and the kept answer if it was released.
+
+    For whoever owes somebody an answer and isn't sure whether it was made; nothing is charged, made
+    or drawn. What a crash cut short is finished first.
+
+    Returns:
+        The state of the charge, empty where there is none; and the bytes, empty unless it is
+        ``released``.
+
+    Raises:
+        LedgerError: The ledger can't be read or believed, or the bytes are gone.
+    """
+    if not (state_dir / LEDGER).exists():
+        return "", b""
+    with durable.locked(state_dir / "lock"):
+        ledger = Ledger(state_dir / LEDGER, client_id)
+        kept = KeptUpdates(state_dir / UPDATES)
+        settle(ledger, kept)
+        known = ledger.find(run_id, round_number)
+        if known is None or known.state != "released":
+            return known.state if known else "", b""
+        data = kept.read(known.reserve.plan_sha256, round_number, known.artefact)
+        return known.state, data
 
 
 def settle(ledger: Ledger, kept: KeptUpdates) -> None:

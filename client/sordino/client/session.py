@@ -23,6 +23,7 @@ from sordino.client.contract import LocalWork, NodeConfig
 from sordino.client.data.records import Record, Source
 from sordino.client.data.source import open_source, select_users
 from sordino.client.data.tokens import TokenizerFile, TokenRecord
+from sordino.client.device import read_conditions
 from sordino.client.lora import LoraAdapter
 from sordino.client.measure import record_values
 from sordino.client.model.store import BaseModel, cache_root, open_base, resolve_model
@@ -108,7 +109,7 @@ class ClientSession:
     performance: PerformanceConfig
     noise_seed: int
     policy: Policy = BUILT_IN
-    conditions: Callable[[], Conditions] = dict
+    conditions: Callable[[], Conditions] = read_conditions
 
     @property
     def limit(self) -> Limit:

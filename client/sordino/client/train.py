@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ from sordino.client.budget import StepSize, step_cost, step_size
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.decoder import Decoder, frozen_linears
 from sordino.client.model.loss import record_loss_sums, record_losses
+from sordino.client.model.scratch import keeping
 from sordino.client.views import with_views
 from sordino.core.config import LoraConfig, PerformanceConfig, TrainConfig
 from sordino.core.errors import ModelError
@@ -125,6 +127,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         """Release the step's sum, all tensors at once, and cut it to them again."""
         sizes = [p.numel() for p in self.params]
         total = torch.cat([p.summed_grad.flatten() for p in self.params])
+        for parameter in self.params:
+            parameter.summed_grad = None  # two of them would be the most that a small step holds
         released = torch.from_numpy(self._mechanism.release(total.numpy()))
         self._note_signal(total, released)
         for parameter, part in zip(self.params, released.split(sizes), strict=True):
@@ -184,24 +188,35 @@ def backward(
     records: Sequence[Example],
     *,
     recompute: bool = False,
+    reuse: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Run the records forward and back; leaves ``grad_sample`` in the adapter's parameters.
+
+    Args:
+        decoder: The frozen base.
+        adapter: Its parameters.
+        records: The micro-batch.
+        recompute: Run each layer again in the backward.
+        reuse: Take memory that the thread's next such call takes again: what is left in
+            ``grad_sample`` is valid until then.
+        dtype: Precision of the computation.
 
     Returns:
         The mean token loss of each record, averaged over its views, ``[records]``. Private.
     """
     batch = make_batch(records)
     adapter.tape.bounds = batch.bounds
-    hidden = decoder.hidden(
-        batch.ids, batch.packing, linears=adapter.linears, recompute=recompute, dtype=dtype
-    )
-    losses = batch.record_means(
-        record_losses(
-            hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.sequences
+    with keeping("batch") if reuse else nullcontext():
+        hidden = decoder.hidden(
+            batch.ids, batch.packing, linears=adapter.linears, recompute=recompute, dtype=dtype
         )
-    )
-    losses.sum().backward()
+        losses = batch.record_means(
+            record_losses(
+                hidden[batch.rows], decoder.head, batch.targets, batch.owners, batch.sequences
+            )
+        )
+        losses.sum().backward()
     return losses.detach()
 
 
@@ -342,7 +357,7 @@ def _gradients(
 ) -> None:
     optimizer.zero_grad()
     if part:
-        backward(decoder, adapter, part, recompute=size.recompute, dtype=dtype)
+        backward(decoder, adapter, part, recompute=size.recompute, reuse=True, dtype=dtype)
         return
     for parameter in adapter.parameters.values():  # an empty batch is a step: noise alone
         parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]

@@ -40,6 +40,7 @@ ERROR_REFUSED = 1001  # the client refused, and says with a stable word why
 ERROR_WORKER = 1002  # the process that ran the client died
 ERROR_EXPIRED = 1003  # the round was over before the client began
 ERROR_MALFORMED = 1004  # the reply could not be carried
+ERROR_REJECTED = 1005  # the grid's own check refused the reply, and says with a stable word why
 
 _NPY_STYPE = "numpy.ndarray"
 _MAX_NPY_HEADER = 1024

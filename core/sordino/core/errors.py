@@ -16,7 +16,8 @@
     ├── WireError            1   bytes or records are not the message they should be
     │   └── ContractError    1   the same on the fleet's contract, with a stable word
     ├── UpdateRejectedError  1   an update differs from what the round allows
-    └── RoundFailedError     1   too few valid updates to go on
+    ├── RoundFailedError     1   too few valid updates to go on
+    └── RoundGivenUpError    1   a round wasn't held, or not to its end
 
 A message names the field, the value, what was required, and what to do next.
 """
@@ -99,11 +100,13 @@ class ContractError(WireError):
 
     Attributes:
         reason: A stable word that goes on the wire, for example ``"unknown-field"``.
+        retry_after_ms: Not before so many milliseconds; 0: the caller's own backoff.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, retry_after_ms: int = 0) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.retry_after_ms = retry_after_ms
 
 
 class StoreError(SordinoError):
@@ -128,6 +131,10 @@ class UpdateRejectedError(SordinoError):
 
 class RoundFailedError(SordinoError):
     """A round ended with fewer valid updates than it needs."""
+
+
+class RoundGivenUpError(SordinoError):
+    """A round wasn't held to its end: its run was paused or stopped, or the coordinator stops."""
 
 
 def expected(field: str, value: object, required: str, todo: str = "") -> str:

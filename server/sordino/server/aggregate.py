@@ -14,11 +14,18 @@ from numpy.typing import NDArray
 
 from sordino.core.config import TrainConfig
 from sordino.core.errors import PlanError, UpdateRejectedError, expected
-from sordino.core.records import AdapterManifest, Tensors, Update, check_tensors
+from sordino.core.records import AdapterManifest, Measurement, Tensors, Update, check_tensors
 from sordino.core.schedule import learning_rates
 from sordino.privacy.ledger import Charge
 from sordino.privacy.noise import NoiseSource
-from sordino.privacy.plan import AnyPlan, CentralPlan, CentralSum, NoPrivacyPlan, Plan
+from sordino.privacy.plan import (
+    AnyPlan,
+    CentralPlan,
+    CentralSum,
+    MetricPlan,
+    NoPrivacyPlan,
+    Plan,
+)
 
 HONEST_REJECTION = 1e-9
 """An honest update is beyond `norm_bound` with at most this probability."""
@@ -182,6 +189,40 @@ def _adam_bound(rates: Sequence[float]) -> float:
         scale = (1 - beta2**step) / (1 - beta2) * series
         total += rate * (1 - beta1) / (1 - beta1**step) * math.sqrt(scale)
     return total
+
+
+# --- what an answer to a paid look may be --------------------------------------------------------
+
+
+def validate_measurement(measurement: Measurement, *, plan: MetricPlan, look: int) -> float:
+    """Refuse an answer that differs in anything from what the look allows; else its value.
+
+    Raises:
+        UpdateRejectedError: With reason ``wrong-run``, ``wrong-round``, ``wrong-plan`` or
+            ``out-of-range``.
+    """
+    for word, got, wanted in (
+        ("run", measurement.run_id, plan.run_id),
+        ("round", measurement.round, look),
+        ("plan", measurement.plan_sha256, plan.sha256),
+    ):
+        if got != wanted:
+            raise UpdateRejectedError(f"wrong-{word}", expected(word, got, f"= {wanted!r}"))
+    bound = value_bound(plan)
+    if not abs(measurement.value - plan.centre) <= bound:
+        required = f"within {bound:.6g} of {plan.centre:g}"
+        raise UpdateRejectedError("out-of-range", expected("value", measurement.value, required))
+    return measurement.value
+
+
+def value_bound(plan: MetricPlan) -> float:
+    """How far an honest answer stays from the centre, but for a chance of `HONEST_REJECTION`.
+
+    At most `RECORDS_ALLOWANCE` times the records that the public divisor speaks of, each at the end
+    of the range, and a Gaussian's tail of two sides: P(|Z| > t) <= 2·exp(-t²/2).
+    """
+    tail = math.sqrt(2 * math.log(2 / HONEST_REJECTION))
+    return RECORDS_ALLOWANCE * plan.clip_norm + plan.noise_std * (tail + 1)
 
 
 # --- the sum -----------------------------------------------------------------------------------

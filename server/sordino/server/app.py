@@ -14,12 +14,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,18 +34,12 @@ from sordino.core.config import ExperimentConfig, resolve_experiment
 from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
-from sordino.privacy.plan import (
-    AnyPlan,
-    CentralPlan,
-    MetricPlan,
-    decode_plan,
-    metric_plan,
-    plan_of_run,
-)
+from sordino.privacy.plan import AnyPlan, CentralPlan, decode_plan
+from sordino.server.bases import file_sha256, gguf_file, read_architecture
 from sordino.server.metrics import looks_of
-from sordino.server.plans import keep_metric_plan
+from sordino.server.plans import keep_metric_plan, metric_plan_of, plans_of
 from sordino.server.release import Releases
-from sordino.server.rounds import OnReply, OnRound, run_rounds
+from sordino.server.rounds import MemoryRounds, OnReply, Rounds, run_rounds
 from sordino.server.strategy import RoundReport, SordinoStrategy
 
 log = logging.getLogger(__name__)
@@ -55,29 +48,13 @@ _OWN = ("sordino-config", "sordino-base", "sordino-base-sha256", "sordino-out", 
 _POLL_S = 1.0
 
 
-def federation_app(
-    strategy: SordinoStrategy,
-    adapter: Tensors,
-    *,
-    node_ids: Sequence[int] | None = None,
-    start_round: int = 1,
-    on_round: OnRound | None = None,
-    on_reply: OnReply | None = None,
-) -> ServerApp:
+def federation_app(rounds: Rounds, *, on_reply: OnReply | None = None) -> ServerApp:
     """A ServerApp of given rounds; the arguments are those of `run_rounds`."""
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        run_rounds(
-            grid,
-            strategy,
-            adapter,
-            node_ids=node_ids,
-            start_round=start_round,
-            on_round=on_round,
-            on_reply=on_reply,
-        )
+        run_rounds(grid, rounds, on_reply=on_reply)
 
     return server
 
@@ -106,7 +83,7 @@ def main(grid: Grid, context: Context) -> None:
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    run_rounds(grid, strategy, adapter, start_round=done + 1, on_round=keep)
+    run_rounds(grid, MemoryRounds(strategy, adapter, start_round=done + 1, on_round=keep))
     config = peft_config(settings.experiment, strategy.manifest)
     write_whole(folder / "adapter" / "adapter_config.json", json.dumps(config, indent=2).encode())
 
@@ -137,7 +114,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ServerSettings:
     if own["sordino-base"] is None:
         raise ConfigError("sordino-base is required: the folder of the base's config.json")
     base = Path(str(own["sordino-base"]))
-    architecture = _architecture(base)
+    architecture = read_architecture(base)
     experiment = resolve_experiment(table, architecture)
     nodes = own["sordino-nodes"] or experiment.federation.min_updates
     if not isinstance(nodes, int) or nodes < 1:
@@ -145,7 +122,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ServerSettings:
     return ServerSettings(
         experiment=experiment,
         architecture=architecture,
-        base_sha256=str(own["sordino-base-sha256"] or _gguf_sha256(base)),
+        base_sha256=str(own["sordino-base-sha256"] or _sha256_of(base)),
         nodes=nodes,
         out=Path(str(own["sordino-out"])) if own["sordino-out"] else None,
     )
@@ -184,29 +161,12 @@ def _plan(experiment: ExperimentConfig, folder: Path, run_id: str) -> AnyPlan:
     path = folder / "plan.json"
     kept = decode_plan(path.read_bytes()) if path.exists() else None
     run_id = run_id if kept is None else kept.run_id
-    metric = _metric_plan(experiment, run_id)
-    plan = plan_of_run(
-        experiment.privacy,
-        experiment.federation,
-        run_id=run_id,
-        rounds=experiment.federation.rounds,
-        local_steps=experiment.train.local_steps,
-        metric=metric,
-    )
+    plan, metric = plans_of(experiment, run_id)
     if kept is not None and plan != kept:
         raise ConfigError(f"{folder} holds a run under another plan: choose another sordino-out")
     write_whole(path, plan.canonical())
     keep_metric_plan(folder, metric)
     return plan
-
-
-def _metric_plan(experiment: ExperimentConfig, run_id: str) -> MetricPlan | None:
-    return metric_plan(
-        experiment.metrics,
-        experiment.privacy,
-        run_id=run_id,
-        rounds=experiment.federation.rounds,
-    )
 
 
 def _releases(plan: AnyPlan, folder: Path) -> Releases | None:
@@ -226,7 +186,7 @@ def _strategy(settings: ServerSettings, plan: AnyPlan, folder: Path) -> SordinoS
         releases=_releases(plan, folder),
         looks=looks_of(
             experiment,
-            _metric_plan(experiment, plan.run_id),
+            metric_plan_of(experiment, plan.run_id),
             manifest=manifest,
             base_sha256=settings.base_sha256,
         ),
@@ -270,6 +230,10 @@ def _toml(text: str) -> dict[str, Any]:
         raise ConfigError(f"sordino-config is not valid TOML: {error}") from error
 
 
+def _sha256_of(base: Path) -> str:
+    return file_sha256(gguf_file(base, "sordino-base", "or give its sha256"))
+
+
 def _put(table: dict[str, Any], key: str, value: object) -> None:
     *sections, name = key.split(".")
     for section in sections:
@@ -279,23 +243,3 @@ def _put(table: dict[str, Any], key: str, value: object) -> None:
     # Flower's values are scalars: a list is written with commas.
     listed = key in ("lora.targets", "data.users")
     table[name] = str(value).split(",") if listed else value
-
-
-def _architecture(base: Path) -> Mapping[str, object]:
-    path = (base if base.is_dir() else base.parent) / "config.json"
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"can't read {path}: {error}") from error
-    if not isinstance(table, dict):
-        raise ModelError(expected(str(path), type(table).__name__, "a JSON object"))
-    return table
-
-
-def _gguf_sha256(base: Path) -> str:
-    files = sorted(base.glob("*.gguf")) if base.is_dir() else [base]
-    if len(files) != 1:
-        required = "to hold one .gguf file"
-        raise ModelError(expected("sordino-base", str(base), required, "or give its sha256"))
-    with files[0].open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,11 +17,11 @@ from flwr.serverapp import Grid
 
 from sordino.core import adapters, app
 from sordino.core.config import ExperimentConfig, LoraConfig
-from sordino.core.errors import PlanError, UpdateRejectedError, WireError, expected
-from sordino.core.records import AdapterManifest, Measurement, MetricTask, Tensors, check_tensors
+from sordino.core.errors import PlanError, WireError, expected
+from sordino.core.records import AdapterManifest, MetricTask, Tensors, check_tensors
 from sordino.core.wire import Envelope, decode_measurement, encode_metric_task
 from sordino.privacy.plan import MetricPlan
-from sordino.server.aggregate import HONEST_REJECTION, RECORDS_ALLOWANCE
+from sordino.server.aggregate import validate_measurement
 from sordino.server.replies import Asked, Dropped, ask, malformed
 
 log = logging.getLogger(__name__)
@@ -227,34 +227,3 @@ def looks_of(
         lora=experiment.lora,
         timeout_s=experiment.federation.round_timeout_s,
     )
-
-
-def validate_measurement(measurement: Measurement, *, plan: MetricPlan, look: int) -> float:
-    """Refuse an answer that differs in anything from what the look allows; else its value.
-
-    Raises:
-        UpdateRejectedError: With reason ``wrong-run``, ``wrong-round``, ``wrong-plan`` or
-            ``out-of-range``.
-    """
-    for word, got, wanted in (
-        ("run", measurement.run_id, plan.run_id),
-        ("round", measurement.round, look),
-        ("plan", measurement.plan_sha256, plan.sha256),
-    ):
-        if got != wanted:
-            raise UpdateRejectedError(f"wrong-{word}", expected(word, got, f"= {wanted!r}"))
-    bound = value_bound(plan)
-    if not abs(measurement.value - plan.centre) <= bound:
-        required = f"within {bound:.6g} of {plan.centre:g}"
-        raise UpdateRejectedError("out-of-range", expected("value", measurement.value, required))
-    return measurement.value
-
-
-def value_bound(plan: MetricPlan) -> float:
-    """How far an honest answer stays from the centre, but for a chance of `HONEST_REJECTION`.
-
-    At most `RECORDS_ALLOWANCE` times the records that the public divisor speaks of, each at the end
-    of the range, and a Gaussian's tail of two sides: P(|Z| > t) <= 2·exp(-t²/2).
-    """
-    tail = math.sqrt(2 * math.log(2 / HONEST_REJECTION))
-    return RECORDS_ALLOWANCE * plan.clip_norm + plan.noise_std * (tail + 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 
 from sordino.core import app
+from sordino.core.contract import REASONS
 from sordino.core.errors import UpdateRejectedError, WireError
 from sordino.core.wire import Envelope
 
@@ -109,6 +110,8 @@ def _waiting(messages: Sequence[Message]) -> dict[str, int]:
 
 def _error_reason(reply: Message) -> tuple[str, str]:
     code, detail = reply.error.code, (reply.error.reason or "")[:200]
+    if code == app.ERROR_REJECTED and detail in REASONS:  # else a client's own words
+        return detail, "refused when it came"
     reason = {
         app.ERROR_REFUSED: "client-refused",
         app.ERROR_WORKER: "client-died",

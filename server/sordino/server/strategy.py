@@ -149,9 +149,15 @@ class SordinoStrategy(Strategy):
         )
 
     def open_round(
-        self, round_number: int, adapter: Tensors, node_ids: Iterable[int]
+        self, round_number: int, adapter: Tensors, node_ids: Iterable[int], *, drawn: bool = False
     ) -> Sequence[Message]:
         """Make the round's messages, one a node; all share the same content.
+
+        Args:
+            round_number: From 1.
+            adapter: All tensors, as they are before the round.
+            node_ids: Who may be asked.
+            drawn: Whether they are those whom the plan's secret coins have picked already.
 
         Raises:
             PlanError: The round is not in the plan, or a node is named twice.
@@ -164,7 +170,7 @@ class SordinoStrategy(Strategy):
         check_tensors(adapter, self.manifest)
         asked = ask(
             app.to_records(encode_task(self.task(round_number, adapter))),
-            self._asked(round_number, cohort),
+            cohort if drawn else self._asked(round_number, cohort),
             message_type=MessageType.TRAIN,
             ttl_s=self.federation.round_timeout_s,
             number=round_number,

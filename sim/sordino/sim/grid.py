@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from sordino.core import app as flower
 from sordino.core.errors import ConfigError, SordinoError, expected
+from sordino.server.plain_grid import PlainGrid
 from sordino.sim.backends import PREPARE, Clients, Inline, NodeConfig, Pooled
 from sordino.sim.pool import Job, Outcome, WorkerPool
 
@@ -28,7 +28,7 @@ DEFAULT_APP = "sordino.client.app:app"
 FIRST_NODE_ID = 2  # 1 is the coordinator's, as at Flower's SuperLink
 
 
-class LocalGrid(Grid):
+class LocalGrid(PlainGrid):
     """A grid of clients on this machine; use it as a context manager.
 
     Args:
@@ -61,7 +61,7 @@ class LocalGrid(Grid):
             raise ConfigError(expected("nodes", len(nodes), ">= 1"))
         if workers and not isinstance(app, str):
             raise ConfigError("expected app as module:name, which worker processes can import")
-        self._run = flower.empty_run(run_id)
+        super().__init__(run_id)
         self._node_ids = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes)))
         configs = dict(zip(self._node_ids, nodes, strict=True))
         self._stack = ExitStack()
@@ -78,26 +78,6 @@ class LocalGrid(Grid):
         self._stack.callback(self._backend.close)
 
     # --- Flower's Grid -------------------------------------------------------------------------
-
-    def set_run(self, run: flower.Run) -> None:
-        """Take the description of the run that this grid works for."""
-        self._run = run
-
-    @property
-    def run(self) -> flower.Run:
-        """The description of the run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message; `Message(...)` does the same."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """The clients' node ids, ascending."""

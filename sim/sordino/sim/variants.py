@@ -31,6 +31,7 @@ from sordino.privacy.plan import (
 from sordino.server.app import federation_app
 from sordino.server.metrics import looks_of
 from sordino.server.plans import keep_metric_plan, read_metric_plan
+from sordino.server.rounds import MemoryRounds
 from sordino.server.strategy import RoundReport, SordinoStrategy
 from sordino.sim import central
 from sordino.sim.folder import (
@@ -212,25 +213,19 @@ def run_federation(
         return adapter
     asked = round(len(variant.nodes) * _asked_share(strategy.plan))
     progress.phase(TITLES[variant.name], (rounds - done) * asked)
-    result = [adapter]
 
     def keep(number: int, tensors: Tensors, report: RoundReport) -> None:
         save_adapter_of(variant, number, tensors)
         log_look(variant.folder, strategy.looks, number)
         figures = {**round_figures(report), **after_round(number)}
         save_round(variant.folder, variant.name, number, figures)
-        result[0] = tensors
 
-    app = federation_app(
-        strategy,
-        adapter,
-        node_ids=variant.nodes,
-        start_round=done + 1,
-        on_round=keep,
-        on_reply=lambda _: progress.advance(),
+    course = MemoryRounds(
+        strategy, adapter, node_ids=variant.nodes, start_round=done + 1, on_round=keep
     )
+    app = federation_app(course, on_reply=lambda _: progress.advance())
     app(grid, Context(1, 1, {}, RecordDict(), {}))
-    return result[0]
+    return course.adapter
 
 
 def _asked_share(plan: AnyPlan) -> float:

@@ -241,7 +241,8 @@ class PlainStep(Engine):
     def step(self) -> None:
         """One step."""
         for part in micro_batches(self.rows, self.performance.micro_batch):
-            backward(self.base.decoder, self._adapter, part, recompute=self.performance.checkpoint)
+            again = self.performance.checkpoint
+            backward(self.base.decoder, self._adapter, part, recompute=again, reuse=True)
         for parameter in self._adapter.parameters.values():
             if parameter.grad is not None:
                 parameter.grad.div_(len(self.rows))

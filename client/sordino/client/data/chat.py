@@ -64,10 +64,10 @@ class ChatTemplate:
         return text, tuple(spans)
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """A chat up to where the assistant would go on.
+        """A chat up to where the assistant begins to speak.
 
         Raises:
-            DataError: The template refuses the chat.
+            DataError: The template refuses it.
         """
         return self._render(turns, prompt=True)
 

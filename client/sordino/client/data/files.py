@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sordino.client.data.records import Record, Turn
 from sordino.core.errors import DataError
 
@@ -90,14 +87,9 @@ def _is_train(relative: Path) -> bool:
 
 def _rows(file: Path) -> Iterator[Row]:
     try:
-        if file.suffix in _JSON_SUFFIXES:
-            yield from _json_rows(file)
-        else:
-            yield from _arrow_rows(file)
+        yield from _json_rows(file) if file.suffix in _JSON_SUFFIXES else _arrow_rows(file)
     except OSError as error:
         raise DataError(f"can't read {file}: {error.strerror or error}") from error
-    except pa.ArrowException as error:
-        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}") from error
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
@@ -133,14 +125,22 @@ def _json_row(line: bytes, where: str) -> Mapping[str, Any]:
 
 
 def _arrow_rows(file: Path) -> Iterator[Row]:
+    import pyarrow as pa  # noqa: PLC0415  (30 MB, which a device with JSON lines does without)
+
     number = 0
-    for batch in _arrow_batches(file):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file.name} row {number}", row
+    try:
+        for batch in _arrow_batches(file):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file.name} row {number}", row
+    except pa.ArrowException as error:
+        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}") from error
 
 
 def _arrow_batches(file: Path) -> Iterator[Any]:
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     if file.suffix == ".parquet":
         with pq.ParquetFile(file) as parquet:
             yield from parquet.iter_batches(batch_size=1024)

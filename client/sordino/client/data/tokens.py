@@ -21,6 +21,8 @@ from sordino.core.errors import DataError, ModelError, expected
 
 Span = tuple[int, int]  # characters [start, end)
 
+_NO_TEMPLATE = "the model's tokenizer has no chat template: use text, or prompt and completion"
+
 
 @dataclass(frozen=True)
 class TokenRecord:
@@ -143,16 +145,20 @@ class TokenizerFile:
                 dropped.append(f"no token to learn within max_tokens = {max_tokens}")
         return EncodedRecords(tuple(kept), tuple(dropped))
 
-    def encode_prompt(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """A chat as ids, up to where the assistant would go on.
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """A conversation up to where the assistant begins.
 
         Raises:
-            DataError: The tokenizer has no template, or it refuses the chat.
+            DataError: The tokenizer has no template, or its template refuses the conversation.
         """
         if self.template is None:
-            raise DataError("the model's tokenizer has no chat template: it can't be talked to")
-        ids, _ = self._encode_text(self.template.prompt(turns), [], special=True)
-        return tuple(ids)
+            raise DataError(_NO_TEMPLATE)
+        return self._encode_text(self.template.prompt(turns), [], special=True)[0]
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """Words to go on from, as a record of text begins."""
+        ids, _ = self._encode_text(text, [], special=False)
+        return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special ones left out."""
@@ -160,9 +166,7 @@ class TokenizerFile:
 
     def _encode_chat(self, record: Record) -> tuple[list[int], list[bool]]:
         if self.template is None:
-            raise DataError(
-                "the model's tokenizer has no chat template: use text, or prompt and completion"
-            )
+            raise DataError(_NO_TEMPLATE)
         text, spans = self.template.render(record.messages)
         return self._encode_text(text, spans, special=True)
 

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from sordino.client.model.packing import Packing
 from sordino.client.model.rotary import Angles, rotate
+from sordino.client.model.scratch import kept
 
 # torch's own kernel behind `scaled_dot_product_attention` on a CPU. Called by itself it writes
 # into the packed tensors, and saves no padded copies of them.
@@ -34,14 +35,17 @@ class _PackedAttention(Function):
         window: int | None,
     ) -> Tensor:
         if angles:
-            q, k = rotate(q, *angles), rotate(k, *angles)
-        out = q.new_empty(q.shape)
+            # In place: nobody else reads what was before. Of several views of one tensor autograd
+            # lets none be written into; their gradients are turned back here, which it can't know.
+            rotate(q.data, *angles)
+            rotate(k.data, *angles)
+        out = kept(q.shape, q.dtype)
         normalizers = []
         for rows, shape in _runs(packing):
             heads = (_heads(t[rows], shape) for t in (q, k, v))
             mixed, normalizer = _forward(*heads, **_masking(shape[1], window, q.dtype), scale=scale)
             out[rows] = mixed.transpose(1, 2).reshape(-1, *q.shape[1:])
-            normalizers.append(normalizer)
+            normalizers.append(kept(normalizer.shape, normalizer.dtype).copy_(normalizer))
         ctx.save_for_backward(q, k, v, out, *normalizers)
         ctx.angles, ctx.packing, ctx.scale, ctx.window = angles, packing, scale, window
         return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from sordino.client.model.matrices import Matrix
 from sordino.client.model.packing import Packing
 from sordino.client.model.parts import NormRole
 from sordino.client.model.rotary import Angles, rotary_angles
+from sordino.client.model.scratch import keeping, kept
 from sordino.client.model.shapes import HEAD, linear_name
 from sordino.core.errors import ModelError
 from sordino.core.families import Role
@@ -101,7 +103,7 @@ class Decoder:
             if recompute and torch.is_grad_enabled():
                 # The reentrant kind needs an input that requires a gradient to run at all.
                 x.requires_grad_(True)
-                x = checkpoint(self._layer, *args, use_reentrant=True, preserve_rng_state=False)
+                x = checkpoint(self._rerun, *args, use_reentrant=True, preserve_rng_state=False)
             else:
                 x = self._layer(*args)
         return elementwise(self._norm(arch.parts.last_norm, dtype), x)
@@ -129,6 +131,12 @@ class Decoder:
         if self.architecture.parts.norm == "layer":
             return LayerNorm(gain, self.vectors[f"{name}.bias"].to(dtype), eps)
         return RmsNorm(gain, eps)
+
+    def _rerun(self, *args: Any) -> Tensor:
+        """A layer that is run twice: without a gradient only its output lasts."""
+        with keeping("layer"):
+            x = self._layer(*args)
+        return x if torch.is_grad_enabled() else kept(x.shape, x.dtype).copy_(x)
 
     def _layer(
         self, x: Tensor, index: int, packing: Packing, angles: Angles | None, linears: Linears

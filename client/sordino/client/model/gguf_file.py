@@ -147,7 +147,7 @@ def open_gguf(path: Path, index: GgufIndex, architecture: Architecture) -> Decod
         if name in sizes:
             vectors[name] = _vector(mapped, entry)
         else:
-            matrices[name] = _matrix(mapped, entry, _rotary_heads(name, index, architecture))
+            matrices[name] = _matrix(mapped, entry, rotary_heads(name, index, architecture))
     check_complete(architecture, matrices, vectors)
     return Decoder(architecture, matrices, vectors)
 
@@ -178,7 +178,8 @@ def _entry(tensor: Any) -> TensorEntry:
     )
 
 
-def _rotary_heads(name: str, index: GgufIndex, arch: Architecture) -> int:
+def rotary_heads(name: str, index: GgufIndex, arch: Architecture) -> int:
+    """Heads of a linear whose rows the file holds in rotary order; 0: they are as they are."""
     if index.architecture != "llama":
         return 0
     if name.endswith("q_proj"):

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 
 from sordino.client.model.elementwise import Elementwise, Same
 from sordino.client.model.matrices import BlockMatrix, Matrix
-from sordino.client.model.scratch import scratch
+from sordino.client.model.scratch import kept, scratch
 
 TILE_VALUES = 2**20  # of a weight that are dense at once
 
@@ -92,7 +92,8 @@ class _Linears(Function):
         outs = _times(x, call.matrices)
         adapted, low = call.adapted, None
         if adapted:
-            low = x @ torch.cat([site.a for _, _, site in adapted]).t()
+            a = torch.cat([site.a for _, _, site in adapted])
+            low = torch.mm(x, a.t(), out=kept((x.shape[0], a.shape[0]), x.dtype))
             for number, columns, site in adapted:
                 part = low[:, columns].mul_(site.scale)
                 outs[number].addmm_(part, site.b.t())
@@ -154,7 +155,7 @@ def _times(x: Tensor, matrices: Sequence[Matrix]) -> list[Tensor]:
     paired = _pair(x) if in_pairs else x
     outs = []
     for matrix in matrices:
-        y = x.new_empty((x.shape[0], matrix.rows))
+        y = kept((x.shape[0], matrix.rows), x.dtype)
         left = paired if in_pairs and _has_pairs(matrix) else x
         for start, stop, weight in _dense_tiles(matrix, x.dtype, in_pairs):
             torch.mm(left, weight.t(), out=y[:, start:stop])
@@ -230,7 +231,7 @@ def _write_b(site: Site, grad: Tensor, low: Tensor) -> None:
         _add(site.b, (low.t() @ grad).t())
         return
     bounds = site.tape.bounds
-    samples = grad.new_empty((len(bounds), low.shape[1], grad.shape[1]))
+    samples = kept((len(bounds), low.shape[1], grad.shape[1]), grad.dtype)
     for sample, (start, stop) in zip(samples, bounds, strict=True):
         torch.mm(low[start:stop].t(), grad[start:stop], out=sample)
     # One optimizer step may see several micro-batches; each writes its own, and the optimizer
@@ -246,7 +247,7 @@ def _write_a(adapted: Sequence[tuple[int, slice, Site]], back: Tensor, x: Tensor
         for columns, site in trained:
             _add(site.a, back[:, columns].t() @ x)
         return
-    samples = x.new_empty((len(tape.bounds), back.shape[1], x.shape[1]))
+    samples = kept((len(tape.bounds), back.shape[1], x.shape[1]), x.dtype)
     for sample, (start, stop) in zip(samples, tape.bounds, strict=True):
         torch.mm(back[start:stop].t(), x[start:stop], out=sample)
     for columns, site in trained:

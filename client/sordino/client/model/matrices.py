@@ -128,7 +128,7 @@ class BlockMatrix:
         return dense.view(-1, self.columns)[start - first : stop - first]
 
     def _stored(self, ids: Tensor) -> Tensor:
-        return _rotary_rows(ids, self.rows // self.rotary_heads) if self.rotary_heads else ids
+        return rotary_rows(ids, self.rows // self.rotary_heads) if self.rotary_heads else ids
 
     def _dequantize(self, raw: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
         blocks = raw.reshape(-1, self.format.bytes)
@@ -139,7 +139,7 @@ class BlockMatrix:
         return out
 
 
-def _rotary_rows(ids: Tensor, size: int) -> Tensor:
+def rotary_rows(ids: Tensor, size: int) -> Tensor:
     """Where rows lie in the file: in rotary order the halves of a head of `size` alternate."""
     head, place = ids // size * size, ids % size
     return head + 2 * (place % (size // 2)) + place // (size // 2)
@@ -150,7 +150,7 @@ def _blocks_of(rows: int, per_row: int, size: int) -> Tensor:
     """The blocks of each row in turn, ``int32[rows * per_row]``; `size`: of a head, or 1."""
     stored = torch.arange(rows)
     if size > 1:
-        stored = _rotary_rows(stored, size)
+        stored = rotary_rows(stored, size)
     return (stored[:, None] * per_row + torch.arange(per_row)).flatten().int()
 
 

@@ -15,16 +15,14 @@ def rotary_angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads, ``[tokens, heads, head_dim]``; with ``-sin`` it turns back.
+    """Turn heads, ``[tokens, heads, head_dim]``, in place; with ``-sin`` it turns back.
 
     The angles turn the first of a head's values, twice as many as there are angles; the others
     pass.
     """
     half = cos.shape[-1]
-    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    out = torch.empty(x.shape, dtype=x.dtype)
-    torch.mul(low, cos, out=out[..., :half]).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=out[..., half : 2 * half]).addcmul_(low, sin)
-    if rest.shape[-1]:
-        out[..., 2 * half :] = rest
-    return out
+    low, high = x[..., :half], x[..., half : 2 * half]
+    before = low.clone()
+    low.mul_(cos).addcmul_(high, sin, value=-1)
+    high.mul_(cos).addcmul_(before, sin)
+    return x

@@ -73,10 +73,11 @@ REASONS: Final[dict[str, Reason]] = {
     **_all("ledger-rolled-back revision-too-old", "FAILED_PRECONDITION", "never"),
     **_all("round-over run-not-paused run-over task-over", "FAILED_PRECONDITION", "never"),
     **_all("cohort-fixed", "FAILED_PRECONDITION", "never"),
-    # An update that the round doesn't allow (`aggregate.validate_update`).
+    # An answer that the round or the look doesn't allow (`aggregate.validate_update`,
+    # `metrics.validate_measurement`).
     **_all(
-        "extra-tensor missing-tensor no-receipt not-finite over-norm wrong-plan wrong-round "
-        "wrong-run wrong-shape",
+        "extra-tensor missing-tensor no-receipt not-finite out-of-range over-norm wrong-plan "
+        "wrong-round wrong-run wrong-shape",
         "INVALID_ARGUMENT",
         "never",
     ),

@@ -67,6 +67,35 @@ def check(data: bytes, kind: Descriptor) -> None:
     _message(_Bytes(memoryview(data), 0, len(data)), layout)
 
 
+def cut_out(data: bytes, number: int) -> tuple[bytes, list[memoryview]]:
+    """Take a repeated field's items out of the bytes of a message that `check` let through.
+
+    What is large is then parsed an item at a time, and not held twice.
+
+    Args:
+        data: The message.
+        number: The field's; its items have lengths.
+
+    Returns:
+        The message without them, and the bytes of each, which are views.
+    """
+    walk, rest, items = _Bytes(memoryview(data), 0, len(data)), list[memoryview](), []
+    while walk.at < walk.end:
+        begin = walk.at
+        tag = walk.varint("a tag")
+        if tag & 7 == _VARINT:
+            walk.varint("a value")
+        elif tag & 7 == _FIXED64:
+            walk.take(8, "a value")
+        else:
+            content = walk.take(walk.varint("a length"), "a value")
+            if tag >> 3 == number:
+                items.append(content)
+                continue
+        rest.append(walk.view[begin : walk.at])
+    return b"".join(rest), items
+
+
 # --- what the descriptor and the rules say -----------------------------------------------------
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from sordino.core import canonical
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.errors import ContractError, WireError, expected
-from sordino.core.records import Receipt, Tensors, TrainTask, require_run_id, require_sha256
+from sordino.core.records import (
+    MetricTask,
+    Receipt,
+    Tensors,
+    TrainTask,
+    require_run_id,
+    require_sha256,
+)
 
-REVISION: Final = 1
+REVISION: Final = 2
 """CONTRACT_REVISION: grows with every addition to ``sordino.v1``."""
+
+BaseKind: TypeAlias = Literal["gguf", "folder"]
+"""A GGUF file, or what a device made of a Hugging Face folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +81,11 @@ class TaskOrder:
         expires_in_ms: The same from the sending on.
         plan: The canonical encoding, which is what the device charges.
         base: The frozen base.
+        base_kind: What it is. A `folder` base is never fetched: a device has it, or declines.
         manifest: The listing of the adapter's tensors.
         adapter: The tensors that differ from the initial adapter; None where none does.
         lora: The adapter's settings.
-        train: The local optimizer.
+        train: The local optimizer; None: the task is a paid look at a metric.
         max_answer_bytes: The largest answer that will be taken.
     """
 
@@ -85,10 +96,11 @@ class TaskOrder:
     expires_in_ms: int
     plan: bytes
     base: Artefact
+    base_kind: BaseKind = "gguf"
     manifest: Artefact
     adapter: Artefact | None
     lora: LoraConfig
-    train: TrainConfig
+    train: TrainConfig | None
     max_answer_bytes: int
 
     def __post_init__(self) -> None:
@@ -99,7 +111,7 @@ class TaskOrder:
         """What the ledger charges."""
         return canonical.sha256_hex(self.plan)
 
-    def train_task(self, tensors: Tensors) -> TrainTask:
+    def client_task(self, tensors: Tensors) -> TrainTask | MetricTask:
         """The task for the client, once its adapter is there.
 
         Args:
@@ -110,13 +122,13 @@ class TaskOrder:
         """
         if (self.adapter is None) != (not tensors):
             raise ContractError("wrong-adapter", "the tensors are not those that the task names")
-        return TrainTask(
+        asked = MetricTask(
             run_id=self.run_id,
             round=self.round,
             plan=self.plan,
             base_sha256=self.base.sha256,
             lora=self.lora,
-            train=self.train,
             manifest_sha256=self.manifest.sha256,
             tensors=tensors,
         )
+        return asked if self.train is None else TrainTask(**vars(asked), train=self.train)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from sordino.core.errors import ContractError, expected
+from sordino.core.errors import ContractError, TrustError, expected
 
 LIFETIME_BEFORE_RENEWAL: Final = Fraction(2, 3)
 """A certificate is renewed from this part of its life on: the rest is for devices that are away."""
@@ -27,6 +27,10 @@ LIFETIME_BEFORE_RENEWAL: Final = Fraction(2, 3)
 _FLEET = r"fleet-[0-9a-f]{24}\.invalid"
 _DEVICE = r"[a-z0-9][a-z0-9-]{0,63}"
 _URI = re.compile(rf"sordino://({_FLEET})/device/({_DEVICE})")
+_OPERATORS = r"operators-[0-9a-f]{24}\.invalid"
+_OPERATOR = r"[a-z][a-z0-9-]{0,31}"
+_OPERATOR_URI = re.compile(rf"sordino://({_OPERATORS})/operator/({_OPERATOR})")
+_LIKE_OTHERS = re.compile(r"d-[0-9a-f]+|[0-9a-f]{16}")  # as a device or a token is called
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,47 @@ def device_of(certificate: x509.Certificate) -> DeviceName:
     Raises:
         ContractError: ``wrong-device``: it names no device, or anything besides one.
     """
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
-        raise ContractError("wrong-device", "the certificate names no device") from error
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    named = _URI.fullmatch(uris[0]) if len(uris) == len(list(names)) == 1 else None
+    named = _URI.fullmatch(_only_uri(certificate))
     if named is None:
         raise ContractError("wrong-device", "the certificate names something else than one device")
     return DeviceName(fleet=named[1], device_id=named[2])
+
+
+def operators_of(fleet: str) -> str:
+    """The name of a fleet's operators' authority, which isn't the devices' own.
+
+    >>> operators_of("fleet-0123456789abcdef01234567.invalid")
+    'operators-0123456789abcdef01234567.invalid'
+    """
+    return f"operators-{fleet.removeprefix('fleet-')}"
+
+
+def operator_uri(fleet: str, name: str) -> str:
+    """The subject alternative name of an operator's certificate.
+
+    >>> operator_uri("fleet-0123456789abcdef01234567.invalid", "alice")
+    'sordino://operators-0123456789abcdef01234567.invalid/operator/alice'
+
+    Raises:
+        TrustError: An operator can't be called so.
+    """
+    uri = f"sordino://{operators_of(fleet)}/operator/{name}"
+    if not _OPERATOR_URI.fullmatch(uri) or _LIKE_OTHERS.fullmatch(name):
+        required = f"like {_OPERATOR}, and not as devices and tokens are called"
+        raise TrustError(expected("operator", name, required))
+    return uri
+
+
+def operator_of(certificate: x509.Certificate) -> str:
+    """Whom an operator's certificate names, by its only alternative name.
+
+    Raises:
+        ContractError: ``not-permitted``: it names no operator, or anything besides one.
+    """
+    named = _OPERATOR_URI.fullmatch(_only_uri(certificate))
+    if named is None:
+        raise ContractError("not-permitted", "the certificate names no operator")
+    return named[2]
 
 
 def fleet_of(authority: x509.Certificate) -> str:
@@ -139,3 +175,13 @@ def renew_after_ms(certificate: x509.Certificate) -> int:
     """From when on a certificate is to be renewed."""
     begin, end = unix_ms(certificate.not_valid_before_utc), not_after_ms(certificate)
     return begin + int((end - begin) * LIFETIME_BEFORE_RENEWAL)
+
+
+def _only_uri(certificate: x509.Certificate) -> str:
+    """The certificate's alternative name, if it is one URI; else nothing."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ""
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return uris[0] if len(uris) == len(list(names)) == 1 else ""

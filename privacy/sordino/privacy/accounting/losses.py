@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from dp_accounting import gaussian_mechanism
-from dp_accounting.pld import privacy_loss_distribution as pld
-from scipy.stats import binom
 
 from sordino.core.errors import PlanError, expected
 from sordino.core.stats import round_up
@@ -284,6 +281,10 @@ def _interval(merged: Sequence[Gaussians], group_size: int) -> float:
 
 
 def _loss_distribution(event: Gaussians, group_size: int, interval: float) -> Any:
+    # A device that only keeps to its cap does without: 50 MB of its memory.
+    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+    from scipy.stats import binom  # noqa: PLC0415
+
     sigma, rate = event.noise_multiplier, event.sampling_rate
     if rate == 1:
         return pld.from_gaussian_mechanism(
@@ -308,6 +309,8 @@ def _loss_distribution(event: Gaussians, group_size: int, interval: float) -> An
 
 def _unsampled_epsilon(merged: Sequence[Gaussians], delta: float, group_size: int) -> float:
     """Closed form (Balle and Wang 2018) where every record is in every batch."""
+    from dp_accounting import gaussian_mechanism  # noqa: PLC0415
+
     precision = sum(event.steps / event.noise_multiplier**2 for event in merged)
     if not precision:
         return 0.0

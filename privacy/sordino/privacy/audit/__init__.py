@@ -88,6 +88,7 @@ from sordino.privacy.audit.records import (
     recompute,
     versions,
 )
+from sordino.privacy.audit.releases import likelihood_score
 from sordino.privacy.audit.signing import make_auditor_key, public_key_of
 from sordino.privacy.audit.worlds import (
     Neighbours,
@@ -163,6 +164,7 @@ __all__ = [
     "gaussian_estimate",
     "holds",
     "leak",
+    "likelihood_score",
     "loss_score",
     "make_auditor_key",
     "matching_tokens",

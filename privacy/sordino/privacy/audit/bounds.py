@@ -188,6 +188,13 @@ def rigorous_bound(counts: Counts, delta: float, level: float = LEVEL) -> float:
     return max(steinke_bound(counts, delta, level), f_dp_bound(counts, delta, level))
 
 
+def shows_anything(counts: Counts, delta: float, level: float = LEVEL) -> bool:
+    """Whether `rigorous_bound` is above 0, without looking for how far."""
+    if steinke_p_value(counts, 0.0, delta) <= level:
+        return True
+    return not bool(room(counts, approximate(np.zeros(1), delta), np.array([level]))[0])
+
+
 def least_correct(counts: Counts, shows: Callable[[Counts], bool]) -> int | None:
     """The fewest right guesses that show something; None if all of them wouldn't.
 

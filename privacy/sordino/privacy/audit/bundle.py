@@ -125,11 +125,11 @@ def verify_bundle(folder: Path, public_key: str | None = None, root: str | None 
     defects += _changed(folder, manifest)
     try:
         audit = decode_audit(_read(folder / AUDIT))
+        again = recompute(audit)
     except SordinoError as error:
         return Findings(defects=(*defects, str(error)))
     if audit.run_id != manifest.run_id:
         defects.append(expected("run_id", audit.run_id, f"to be {manifest.run_id}"))
-    again = recompute(audit)
     defects += [*mismatches(audit, again), *coin_defects(audit), *_other_root(audit, root)]
     card, about_claim = _claim(folder, manifest.run_id)
     bounds = check_bounds(again.entries, card)

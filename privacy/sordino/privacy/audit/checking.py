@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sordino.core.errors import ClaimError, SordinoError
+from sordino.privacy.audit.checks import LEVEL
 from sordino.privacy.audit.commitments import check_openings
 from sordino.privacy.audit.one_run import OneRun
 from sordino.privacy.audit.records import Audit, Entry
@@ -107,7 +108,9 @@ def check_bounds(entries: Iterable[Entry], card: dict[str, Any] | None) -> Findi
     something of which nothing is claimed, such as the run without privacy.
     """
     defects, alarms, compared = [], [], []
-    for entry in entries:
+    every = tuple(entries)
+    looks = sum(map(_is_look, every))
+    for entry in every:
         if entry.figures.get("alarm") and not entry.control:
             alarms.append(f"{_name(entry)}: {entry.figures['verdict']}")
         measure = entry.measure
@@ -117,6 +120,8 @@ def check_bounds(entries: Iterable[Entry], card: dict[str, Any] | None) -> Findi
             defects.append(f"{_name(entry)} is held against a claim, and there is none")
             continue
         wrong = _other_claim(measure, card)
+        if _is_look(entry) and measure.family < looks:
+            wrong.append(f"its level is for {measure.family} looks, and there are {looks}")
         defects += [f"{_name(entry)}: {what}" for what in wrong]
         if not wrong and not entry.control:
             lower, upper = entry.figures["epsilon_lower"], card["epsilon"]
@@ -149,6 +154,13 @@ def coin_defects(audit: Audit) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _is_look(entry: Entry) -> bool:
+    """Whether it is one of the looks that share the chance of a false alarm."""
+    measure = entry.measure
+    claimed = isinstance(measure, OneRun) and measure.claimed_epsilon is not None
+    return claimed and not entry.control
+
+
 def _other_claim(measure: OneRun | TwoWorlds, card: dict[str, Any]) -> list[str]:
     stated = {"claimed_epsilon": "epsilon", "delta": "delta"}
     if isinstance(measure, OneRun):
@@ -158,6 +170,8 @@ def _other_claim(measure: OneRun | TwoWorlds, card: dict[str, Any]) -> list[str]
         for name, key in stated.items()
         if getattr(measure, name) != card[key]
     ]
+    if measure.level != LEVEL:
+        wrong.append(f"level {measure.level}, and every audit's is {LEVEL}")
     if isinstance(measure, OneRun) and [list(p) for p in measure.curve] != card["delta_curve"]:
         wrong.append("another curve than the claim's")
     return wrong

@@ -14,6 +14,9 @@ from sordino.core.errors import AuditError, expected
 LEVEL: Final = 0.05
 """The chance of a false alarm that a whole family of looks may have."""
 
+MOST: Final = 10**12
+"""Of anything that is counted: no audit has more, and a float holds it exactly."""
+
 Floats = NDArray[np.float64]
 
 
@@ -56,14 +59,14 @@ def inside(field: str, value: float, low: float, high: float, *, closed: bool = 
         raise AuditError(expected(field, value, f"in {bounds}"))
 
 
-def whole(field: str, value: int, least: int, most: int | None = None) -> None:
+def whole(field: str, value: int, least: int, most: int = MOST) -> None:
     """Refuse anything but a whole number from `least` to `most`.
 
     Raises:
         AuditError: Naming it.
     """
-    if type(value) is not int or value < least or (most is not None and value > most):
-        bounds = f">= {least}" if most is None else f"in {least}..{most}"
+    if type(value) is not int or not least <= value <= most:
+        bounds = f">= {least}" if most == MOST else f"in {least}..{most}"
         raise AuditError(expected(field, value, f"a whole number {bounds}"))
 
 

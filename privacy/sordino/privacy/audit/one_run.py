@@ -19,6 +19,7 @@ from sordino.privacy.audit.bounds import (
     gaussian_estimate,
     least_correct,
     rigorous_bound,
+    shows_anything,
 )
 from sordino.privacy.audit.checks import (
     LEVEL,
@@ -159,7 +160,7 @@ class OneRun:
     def _least(self, best: list[Counts], each: float) -> dict[str, float | int | None]:
         """How right the guesses of the likeliest rule must be to show anything, and to alarm."""
         counts = max(best, key=lambda c: rigorous_bound(c, self.delta, each))
-        shows = least_correct(counts, lambda c: rigorous_bound(c, self.delta, each) > 0)
+        shows = least_correct(counts, lambda c: shows_anything(c, self.delta, each))
         alarms = None
         if self.curve:
             curve = PointsCurve(points=self.curve)
@@ -183,9 +184,10 @@ class OneRun:
             return "ALARM: the scores contradict the claim"
         if ceiling == 0:
             return "no power: all guesses right would show nothing"
-        shown = f"epsilon > {lower} at most {ceiling} could have been shown"
+        found = f"epsilon > {lower}" if lower else "no lower bound above 0"
+        shown = f"{found}; at most {ceiling} could have been shown"
         if self.claimed_epsilon is None and not self.curve:
             return f"{shown}; nothing is claimed"
         if accuracy is None and (self.claimed_epsilon is None or ceiling <= self.claimed_epsilon):
             return f"{shown}; no power to contradict the claim: more guesses are needed"
-        return f"{shown}; the claim stands"
+        return f"{shown}; nothing contradicts the claim"

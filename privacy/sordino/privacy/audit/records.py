@@ -148,7 +148,14 @@ def decode_audit(data: bytes) -> Audit:
         entries = tuple(map(_entry, tree.pop("entries")))
         context = dict(tree.pop("context"))
         head = settings.build(_Head, _given(tree))
-    except (ValueError, ConfigError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        ConfigError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise AuditError(f"the audit can't be read: {error}") from error
     audit = Audit(entries=entries, context=context, **vars(head))
     if encode_audit(audit) != data:
@@ -157,8 +164,18 @@ def decode_audit(data: bytes) -> Audit:
 
 
 def recompute(audit: Audit) -> Audit:
-    """The same audit with every figure computed from its raw scores."""
-    entries = (replace(entry, figures=entry.measure.figures()) for entry in audit.entries)
+    """The same audit with every figure computed from its raw scores.
+
+    Raises:
+        AuditError: Scores so large or small that a figure is none.
+    """
+    entries = []
+    for place, entry in enumerate(audit.entries):
+        try:
+            entries.append(replace(entry, figures=entry.measure.figures()))
+        except (ArithmeticError, ValueError) as error:
+            kind = entry.measure.kind
+            raise AuditError(f"entry {place} ({kind}) has no figures: {error}") from error
     return replace(audit, entries=tuple(entries))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from sordino.core import durable
+from sordino.core import durable, ed25519
 from sordino.core.errors import AuditError, expected
 from sordino.core.trust import SECRET_MODE, read_secret
 
@@ -72,7 +72,7 @@ def sign(path: Path, message: bytes) -> str:
 def signature_holds(public_key: str, message: bytes, signature: str) -> bool:
     """Whether a signature is the key's, over a bundle's manifest."""
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        key = ed25519.public_key(public_key)
         key.verify(bytes.fromhex(signature), _DOMAIN + message)
     except (InvalidSignature, ValueError):
         return False

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from sordino.core import durable
+from sordino.core import durable, ed25519
 from sordino.core.errors import LedgerError
 
 _ENTRY = b"sordino ledger entry v2\0"
@@ -102,7 +101,7 @@ def proof_holds(public_key: str, client: str, before: str, proof: str) -> bool:
 
 def _holds(public_key: str, signature: str, message: bytes) -> bool:
     try:
-        _public(public_key).verify(bytes.fromhex(signature), message)
+        ed25519.public_key(public_key).verify(bytes.fromhex(signature), message)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -110,8 +109,3 @@ def _holds(public_key: str, signature: str, message: bytes) -> bool:
 
 def _rekey_message(client: str, before: str) -> bytes:
     return _REKEY + bytes.fromhex(before) + client.encode()
-
-
-@lru_cache(maxsize=1024)
-def _public(public_key: str) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))

@@ -19,6 +19,7 @@ LARGEST_LOSS: Final = Fraction(1, 1024)
 _LARGEST_SIZE: Final = 1 << 40
 _LARGEST_EXPONENT: Final = 200  # of a clip norm: keeps every step an ordinary float
 _LARGEST_INDEX: Final = 2.0**52  # below, float64 holds every whole number and its half
+_RUN: Final = 1 << 18  # values that are noised together
 
 
 def grid_step(clip_norm: float, size: int) -> float:
@@ -121,10 +122,13 @@ def release_on_grid(
     np.rint(index, out=index)
     if not (np.abs(index) < _LARGEST_INDEX).all():
         raise PlanError("the clipped sum is too large for the grid: nothing was released")
-    whole = index.astype(np.int64)
-    whole += source.rounded_gaussian(len(whole), scale)
-    # Beyond 2^53 steps the conversion rounds a number that is private already.
-    return np.multiply(whole, step, out=index, dtype=np.float64)
+    for start in range(0, len(index), _RUN):  # so that the draws take no memory beside the sum
+        part = index[start : start + _RUN]
+        whole = part.astype(np.int64)
+        whole += source.rounded_gaussian(len(whole), scale)
+        # Beyond 2^53 steps the conversion rounds a number that is private already.
+        np.multiply(whole, step, out=part, dtype=np.float64)
+    return index
 
 
 def check_sum(total: ArrayLike) -> NDArray[np.floating]:

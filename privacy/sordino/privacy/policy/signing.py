@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from sordino.core import durable
+from sordino.core import durable, ed25519
 from sordino.core.errors import PolicyError, expected
 from sordino.privacy.policy.rules import Policy, parse_policy
 
@@ -87,7 +87,7 @@ def load_policy(path: Path, public_key: str) -> Policy:
     if not _SIGNATURE.fullmatch(signature):
         raise PolicyError(f"{_beside(path)} holds no signature")
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        key = ed25519.public_key(public_key)
         key.verify(bytes.fromhex(signature), _DOMAIN + data)
     except (InvalidSignature, ValueError) as error:
         raise PolicyError(f"{path} is not signed by the owner's key {public_key[:12]}") from error

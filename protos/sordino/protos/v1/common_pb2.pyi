@@ -24,6 +24,8 @@ class ArtefactKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARTEFACT_KIND_RUN_ZIP: _ClassVar[ArtefactKind]
     ARTEFACT_KIND_PEFT_ZIP: _ClassVar[ArtefactKind]
     ARTEFACT_KIND_LEDGER_HEADS_JSONL: _ClassVar[ArtefactKind]
+    ARTEFACT_KIND_MEASUREMENT: _ClassVar[ArtefactKind]
+    ARTEFACT_KIND_BASE_FOLDER: _ClassVar[ArtefactKind]
 RETRY_UNSPECIFIED: Retry
 RETRY_NEVER: Retry
 RETRY_SAME: Retry
@@ -37,6 +39,8 @@ ARTEFACT_KIND_UPDATE: ArtefactKind
 ARTEFACT_KIND_RUN_ZIP: ArtefactKind
 ARTEFACT_KIND_PEFT_ZIP: ArtefactKind
 ARTEFACT_KIND_LEDGER_HEADS_JSONL: ArtefactKind
+ARTEFACT_KIND_MEASUREMENT: ArtefactKind
+ARTEFACT_KIND_BASE_FOLDER: ArtefactKind
 
 class Signed(_message.Message):
     __slots__ = ("statement", "body", "signature")

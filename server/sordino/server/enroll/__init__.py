@@ -21,6 +21,14 @@ from sordino.server.enroll.files import (
     write_server_certificate,
 )
 from sordino.server.enroll.membership import Terms, enroll, make_token, renew, revoke
+from sordino.server.enroll.operators import (
+    OperatorRecord,
+    admit_operator,
+    check_operator,
+    create_operators,
+    dismiss_operator,
+    operators_in_force,
+)
 from sordino.server.enroll.peers import Peer, check_peer
 from sordino.server.enroll.records import (
     CertificateRecord,
@@ -36,19 +44,25 @@ __all__ = [
     "DeviceRecord",
     "Issued",
     "MembershipStore",
+    "OperatorRecord",
     "Peer",
     "Terms",
     "TokenRecord",
     "Transport",
+    "admit_operator",
     "authenticate",
+    "check_operator",
     "check_peer",
     "create_folder",
+    "create_operators",
+    "dismiss_operator",
     "enroll",
     "issue_device",
     "issue_server",
     "load_authority",
     "make_token",
     "new_authority",
+    "operators_in_force",
     "read_server_certificate",
     "renew",
     "revocation_list",

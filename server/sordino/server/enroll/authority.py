@@ -2,7 +2,8 @@
 
 It signs certificates of devices, of the coordinator, and lists of revoked ones. What it can sign is
 limited in its own certificate too: no further authority (path length 0), and of URIs only those
-of its own fleet. What a certificate says is decided here; a request gives nothing but its key.
+of its own fleet. Operators have an authority beside it, which signs their certificates alone. What
+a certificate says is decided here; a request gives nothing but its key.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sordino.core.contract import MAX_CLOCK_SKEW_MS
 from sordino.core.errors import TrustError, expected
-from sordino.core.trust import device_uri, fleet_of, from_unix_ms
+from sordino.core.trust import device_uri, fleet_of, from_unix_ms, operator_uri, operators_of
 
 DAY_MS: Final = 86_400_000
 AUTHORITY_DAYS: Final = 3650
 SERVER_DAYS: Final = 90
+OPERATOR_DAYS: Final = 365
 LIST_DAYS: Final = 7
 """How long a revocation list calls itself current. The coordinator itself needs none."""
 
@@ -46,7 +48,7 @@ class Authority:
 
     @property
     def fleet(self) -> str:
-        """The fleet's name, which its certificate carries."""
+        """The fleet's name, which its certificate carries; operators' have another."""
         return fleet_of(self.certificate)
 
     @property
@@ -65,18 +67,12 @@ class Issued:
 
 def new_authority(*, now_unix_ms: int, days: int = AUTHORITY_DAYS) -> Authority:
     """Make a fleet's authority, with a key from the operating system's randomness."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    fleet = f"fleet-{secrets.token_hex(12)}.invalid"
-    only_own = x509.NameConstraints([x509.UniformResourceIdentifier(fleet)], None)
-    certificate = (
-        _begun(key.public_key(), fleet, now_unix_ms, days * DAY_MS)
-        .issuer_name(_name(fleet))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(only_own, critical=True)
-        .sign(key, _SHA256)
-    )
-    return Authority(certificate=certificate, key=key)
+    return _self_signed(f"fleet-{secrets.token_hex(12)}.invalid", now_unix_ms, days)
+
+
+def new_operators(fleet: str, *, now_unix_ms: int, days: int = AUTHORITY_DAYS) -> Authority:
+    """Make the authority of a fleet's operators: it can't sign a device's certificate."""
+    return _self_signed(operators_of(fleet), now_unix_ms, days)
 
 
 def issue_device(
@@ -104,6 +100,32 @@ def issue_device(
         x509.SubjectAlternativeName([uri]),
         ExtendedKeyUsageOID.CLIENT_AUTH,
     )
+
+
+def issue_operator(
+    operators: Authority, fleet: str, name: str, *, now_unix_ms: int, days: int = OPERATOR_DAYS
+) -> Issued:
+    """Make a key and a certificate for an operator, or a program of theirs.
+
+    Args:
+        operators: The operators' authority.
+        fleet: Of which fleet.
+        name: The operator's.
+        now_unix_ms: As in `issue_device`.
+        days: Its life.
+
+    Raises:
+        TrustError: An operator can't be called so.
+    """
+    uri = x509.UniformResourceIdentifier(operator_uri(fleet, name))
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _leaf(
+        operators,
+        _begun(key.public_key(), name, now_unix_ms, days * DAY_MS, operators),
+        x509.SubjectAlternativeName([uri]),
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    )
+    return Issued(certificate=certificate, key=key)
 
 
 def issue_server(
@@ -158,6 +180,20 @@ def revocation_list(
         entry = entry.revocation_date(from_unix_ms(at_unix_ms))
         builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(authority.key, _SHA256)
+
+
+def _self_signed(name: str, now_unix_ms: int, days: int) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    only_own = x509.NameConstraints([x509.UniformResourceIdentifier(name)], None)
+    certificate = (
+        _begun(key.public_key(), name, now_unix_ms, days * DAY_MS)
+        .issuer_name(_name(name))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(only_own, critical=True)
+        .sign(key, _SHA256)
+    )
+    return Authority(certificate=certificate, key=key)
 
 
 def _begun(

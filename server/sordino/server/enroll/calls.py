@@ -19,7 +19,8 @@ Transport = Mapping[str, Sequence[bytes]]
 NONCE_KEPT_MS: Final = 2 * MAX_CLOCK_SKEW_MS
 """A statement is taken from 10 minutes before its time to 10 minutes after."""
 
-_TLS13: Final = (b"TLSv1.3",)
+TLS13: Final = (b"TLSv1.3",)
+"""What `Transport` says of the only version that is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def authenticate(
             Nothing is remembered then.
     """
     version = tuple(transport.get("ssl_tls_version", ()))
-    if version != _TLS13:
+    if version != TLS13:
         raise ContractError("old-tls", expected("TLS version", list(version), "1.3"))
     pems = transport.get("x509_pem_cert", ())
     peer = check_peer(

@@ -6,6 +6,8 @@
 | `ca.pem` | its certificate, public | |
 | `server.pem` | the coordinator's key, its certificate, the authority's: replaced at once | 0600 |
 | `crl.pem` | the last list of revoked certificates, public | |
+
+What concerns operators is in `operators`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from sordino.core import durable
-from sordino.core.errors import TrustError
+from sordino.core.errors import TrustError, expected
 from sordino.core.trust import (
     SECRET_MODE,
     fleet_of,
@@ -72,17 +74,7 @@ def create_folder(folder: Path, authority: Authority, passphrase: bytes | None =
     Raises:
         TrustError: There is one.
     """
-    for name in (KEY, CERTIFICATE):
-        if (folder / name).exists():
-            todo = "choose another folder; overwriting it would cut off its fleet"
-            raise TrustError(f"{folder / name} is there already: {todo}")
-    if passphrase is None:
-        pem = private_pem(authority.key)
-    else:
-        lock = BestAvailableEncryption(passphrase)
-        pem = authority.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
-    durable.write_whole(folder / KEY, pem, mode=SECRET_MODE)
-    durable.write_whole(folder / CERTIFICATE, public_pem(authority.certificate))
+    write_authority(folder / KEY, folder / CERTIFICATE, authority, passphrase)
 
 
 def load_authority(folder: Path, passphrase: bytes | None = None) -> Authority:
@@ -92,12 +84,51 @@ def load_authority(folder: Path, passphrase: bytes | None = None) -> Authority:
         TrustError: A file is missing, can be read by others, needs another passphrase, or isn't
             what it should be. What it holds isn't quoted.
     """
-    key = load_private_key(read_secret(folder / KEY, made_by=_INIT), folder / KEY, passphrase)
-    (certificate, *more) = _certificates(_read(folder / CERTIFICATE), folder / CERTIFICATE)
-    fleet_of(certificate)
-    if more or certificate.public_key() != key.public_key():
-        raise TrustError(f"{folder / CERTIFICATE} isn't the certificate of {folder / KEY}")
+    authority = read_authority(folder / KEY, folder / CERTIFICATE, passphrase)
+    fleet_of(authority.certificate)
+    return authority
+
+
+def write_authority(
+    key_file: Path, certificate_file: Path, authority: Authority, passphrase: bytes | None
+) -> None:
+    """Write an authority's two files where there are none, the key first.
+
+    Raises:
+        TrustError: One is there.
+    """
+    for path in (key_file, certificate_file):
+        if path.exists():
+            todo = "choose another folder; overwriting it would cut off its fleet"
+            raise TrustError(f"{path} is there already: {todo}")
+    if passphrase is None:
+        pem = private_pem(authority.key)
+    else:
+        lock = BestAvailableEncryption(passphrase)
+        pem = authority.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+    durable.write_whole(key_file, pem, mode=SECRET_MODE)
+    durable.write_whole(certificate_file, public_pem(authority.certificate))
+
+
+def read_authority(key_file: Path, certificate_file: Path, passphrase: bytes | None) -> Authority:
+    """Read what `write_authority` wrote; errors as of `load_authority`."""
+    key = load_private_key(read_secret(key_file, made_by=_INIT), key_file, passphrase)
+    certificate = read_certificate(certificate_file)
+    if certificate.public_key() != key.public_key():
+        raise TrustError(f"{certificate_file} isn't the certificate of {key_file}")
     return Authority(certificate=certificate, key=key)
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """The only certificate of a public file.
+
+    Raises:
+        TrustError: It can't be read, or doesn't hold one certificate.
+    """
+    found = _certificates(_read(path), path)
+    if len(found) != 1:
+        raise TrustError(expected(f"certificates in {path}", len(found), "= 1"))
+    return found[0]
 
 
 def write_server_certificate(folder: Path, authority: Authority, issued: Issued) -> None:

@@ -26,8 +26,9 @@ from cryptography import x509
 from sordino.core import contract
 from sordino.core.errors import ContractError, SordinoError
 from sordino.protos.v1 import fleet_pb2
-from sordino.server.enroll.calls import Call, authenticate
+from sordino.server.enroll.calls import Call, Transport, authenticate
 from sordino.server.enroll.records import MembershipStore
+from sordino.server.logs import say
 
 OPEN_METHODS: Final = frozenset({"/sordino.v1.Fleet/Enroll"})
 _LOG = logging.getLogger(__name__)
@@ -46,6 +47,12 @@ class StreamCall:
     rest: AsyncIterator[bytes]
 
 
+def of_connection(context: Any, data: bytes) -> Transport:
+    """What TLS knows of a call's connection, whatever the call says."""
+    known: Transport = context.auth_context()
+    return known
+
+
 class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Authenticates every call, on asyncio; whatever isn't known to be open is closed.
 
@@ -54,6 +61,8 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         authorities: Whose certificates are taken.
         now_unix_ms: The coordinator's clock.
         first_message_s: How long a stream may wait with its first message.
+        transport_of: What is known of the connection of a call with that `Signed`; runs in a
+            thread. Anything but `of_connection` is for loopback without TLS.
     """
 
     def __init__(
@@ -63,11 +72,13 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         *,
         now_unix_ms: Callable[[], int],
         first_message_s: float = 30.0,
+        transport_of: Callable[[Any, bytes], Transport] = of_connection,
     ) -> None:
         self._store = store
         self._authorities = tuple(authorities)
         self._now_unix_ms = now_unix_ms
         self._first_message_s = first_message_s
+        self._transport_of = transport_of
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -87,11 +98,11 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
         async def single(request: Any, context: Any) -> Any:
-            async with _Failing(context, method, self._now_unix_ms):
+            async with Failing(context, method, self._now_unix_ms):
                 return await inner(await self._admit(request, context, method, handler), context)
 
         async def several(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with _Failing(context, method, self._now_unix_ms):
+            async with Failing(context, method, self._now_unix_ms):
                 async for answer in inner(
                     await self._admit(request, context, method, handler), context
                 ):
@@ -114,11 +125,13 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return StreamCall(call=await self._authenticate(signed, context, method), rest=request)
 
     async def _authenticate(self, data: bytes, context: Any, method: str) -> Call:
-        return await asyncio.to_thread(
-            authenticate,
+        return await asyncio.to_thread(self._check, data, context, method)
+
+    def _check(self, data: bytes, context: Any, method: str) -> Call:
+        return authenticate(
             data,
             method=method,
-            transport=context.auth_context(),
+            transport=self._transport_of(context, data),
             authorities=self._authorities,
             store=self._store,
             now_unix_ms=self._now_unix_ms(),
@@ -146,8 +159,17 @@ def _start_of(message: bytes) -> bytes:
     return contract.to_bytes(first.start)
 
 
-class _Failing:
-    """Ends a call with the failure that a method, or the check before it, raised."""
+def name_of(context: Any) -> str:
+    """The device that a connection's certificate names, which TLS has checked; or nothing."""
+    names = context.auth_context().get("x509_common_name", ())
+    return names[0].decode(errors="replace") if names else ""
+
+
+class Failing:
+    """Ends a call with the failure that a method, or a check before it, raised, and logs its word.
+
+    What the caller is told beside the word isn't logged: it may quote the request.
+    """
 
     def __init__(self, context: Any, method: str, now_unix_ms: Callable[[], int]) -> None:
         self._context, self._method, self._now_unix_ms = context, method, now_unix_ms
@@ -159,15 +181,20 @@ class _Failing:
         if error is None or isinstance(error, (grpc.aio.AbortError, GeneratorExit)):
             return
         reason = getattr(error, "reason", "")
+        about = {"method": self._method, "device": name_of(self._context)}
         if isinstance(error, SordinoError) and reason in contract.REASONS:
-            _LOG.warning("%s refused: %s", self._method, error)
-            await self._abort(reason, str(error))
+            # A caller that calls too often doesn't fill the log too.
+            level = logging.DEBUG if reason == "rate-limited" else logging.WARNING
+            say(_LOG, "call-refused", level, **about, word=reason)
+            await self._abort(reason, str(error), getattr(error, "retry_after_ms", 0))
         elif isinstance(error, Exception):
-            _LOG.error("%s failed", self._method, exc_info=error)
+            _LOG.error("%s failed for %s", *about.values(), exc_info=error)
             await self._abort("internal", "the coordinator failed; its log says why")
 
-    async def _abort(self, reason: str, message: str) -> None:
+    async def _abort(self, reason: str, message: str, retry_after_ms: int = 0) -> None:
         now = self._now_unix_ms() if reason == "clock-skew" else 0
-        failure = contract.encode_failure(reason, message, now_unix_ms=now)
+        failure = contract.encode_failure(
+            reason, message, retry_after_ms=retry_after_ms, now_unix_ms=now
+        )
         code = grpc.StatusCode[contract.REASONS[reason].code]
         await self._context.abort(code, reason, ((contract.TRAILER, failure),))

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from sordino.core.errors import TrustError
 from sordino.core.trust import public_pem
-from sordino.server.enroll.files import SERVER, ServerCertificate, read_server_certificate
+from sordino.server.enroll.files import SERVER, read_server_certificate
 
 _LOG = logging.getLogger(__name__)
 
 
-def server_credentials(folder: Path, *, client_certificates: bool) -> Any:
+def server_credentials(
+    folder: Path, *, client_certificates: bool, clients: x509.Certificate | None = None
+) -> Any:
     """Credentials for one listener.
 
     At each handshake the file is looked at, and read if it was replaced. A file that can't be
@@ -30,6 +33,7 @@ def server_credentials(folder: Path, *, client_certificates: bool) -> Any:
         folder: The authority's.
         client_certificates: Whether a client must have a certificate of the authority; False for
             the listener of `Enroll` alone.
+        clients: That authority; None: the fleet's own. Operators have another.
 
     Returns:
         `grpc.ServerCredentials`.
@@ -37,9 +41,9 @@ def server_credentials(folder: Path, *, client_certificates: bool) -> Any:
     Raises:
         TrustError: There is no certificate to begin with.
     """
-    follower = _Follower(folder)
+    follower = _Follower(folder, clients)
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(follower.present),
+        follower.configuration(),
         follower.next_configuration,
         require_client_authentication=client_certificates,
     )
@@ -48,8 +52,9 @@ def server_credentials(folder: Path, *, client_certificates: bool) -> Any:
 class _Follower:
     """What one listener shows, and whether there is something newer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clients: x509.Certificate | None) -> None:
         self._folder = folder
+        self._clients = clients
         self._stamp = _stamp(folder)
         self.present = read_server_certificate(folder)
 
@@ -66,7 +71,14 @@ class _Follower:
             return None
         ends = self.present.certificate.not_valid_after_utc.isoformat()
         _LOG.info("a new server certificate, good until %s", ends)
-        return _configuration(self.present)
+        return self.configuration()
+
+    def configuration(self) -> Any:
+        """What is shown at present, and whose clients are let in."""
+        return grpc.ssl_server_certificate_configuration(
+            [(self.present.key_pem, self.present.chain_pem)],
+            public_pem(self._clients or self.present.authority),
+        )
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
@@ -75,9 +87,3 @@ def _stamp(folder: Path) -> tuple[int, int]:
     except FileNotFoundError as error:
         raise TrustError(f"can't read {folder / SERVER}: sordino ca renew-server") from error
     return found.st_ino, found.st_mtime_ns
-
-
-def _configuration(shown: ServerCertificate) -> Any:
-    return grpc.ssl_server_certificate_configuration(
-        [(shown.key_pem, shown.chain_pem)], public_pem(shown.authority)
-    )

@@ -58,7 +58,7 @@ def check_peer(
             ``certificate-expired``, ``unknown-device`` (the authority's signature, but not in the
             store) or ``certificate-revoked``.
     """
-    certificate = _parse(pem)
+    certificate = read_peer(pem)
     issuer = next((one for one in authorities if is_issued_by(certificate, one)), None)
     if issuer is None:
         raise ContractError("wrong-authority", "the certificate isn't from this fleet's authority")
@@ -86,7 +86,12 @@ def check_peer(
     )
 
 
-def _parse(pem: bytes | None) -> x509.Certificate:
+def read_peer(pem: bytes | None) -> x509.Certificate:
+    """The certificate of a connection.
+
+    Raises:
+        ContractError: ``no-certificate``: there is none, or none that can be read.
+    """
     if not pem:
         raise ContractError("no-certificate", "the connection has no client certificate")
     try:

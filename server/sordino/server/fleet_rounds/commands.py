@@ -8,20 +8,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sordino.core.errors import ContractError, expected
 from sordino.core.records import require_run_id
+from sordino.privacy.plan import decode_metric_plan
 from sordino.server.fleet_rounds import devices
-from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
+from sordino.server.fleet_rounds.context import (
+    Fleet,
+    keep_artefact,
+    name_artefact,
+    require,
+    tell,
+)
 from sordino.server.fleet_rounds.machine import move
 from sordino.server.fleet_rounds.rounds import give_up_round
 from sordino.server.store import ArtefactRow, Command, Device, Round, Run, Writer
-from sordino.server.store.records import FINAL_ROUNDS, ArtefactKind
+from sordino.server.store.records import FINAL_ROUNDS
 
 AnswerT = TypeVar("AnswerT", Run, Device)
+
+MEASUREMENT_BYTES: Final = 4096
+"""No answer to a look is longer."""
+
+FOR_EVER: Final = 1 << 31
+"""A patience that no number of failed looks ends: nothing that clients do to one fails the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,7 @@ class NewRun:
         plan: The plan's canonical encoding.
         manifest: The adapter manifest's canonical encoding.
         base: The base model's hash; it is kept before, with `keep_base`.
+        metric: The canonical encoding of the plan of the metric that it buys; empty: none.
     """
 
     run_id: str
@@ -47,6 +61,7 @@ class NewRun:
     timeout_ms: int
     max_answer_bytes: int
     patience: int = 3
+    metric: bytes = b""
 
 
 def keep_base(fleet: Fleet, source: Path) -> str:
@@ -58,7 +73,7 @@ def keep_base(fleet: Fleet, source: Path) -> str:
 
 
 def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
-    """Start a run: its first round is planned by the next `step`.
+    """Start a run: its first round is planned by whoever drives it.
 
     Raises:
         ContractError: ``run-exists``; ``another-request``; ``bad-value``;
@@ -77,21 +92,48 @@ def start_run(fleet: Fleet, request_id: str, new: NewRun) -> Run:
             )
         terms: dict[str, Any] = asdict(new)
         terms |= {
-            "plan": _keep(fleet, tx, new.plan, "plan"),
-            "manifest": _keep(fleet, tx, new.manifest, "manifest"),
+            "plan": keep_artefact(fleet, tx, new.plan, "plan"),
+            "manifest": keep_artefact(fleet, tx, new.manifest, "manifest"),
             "rounds_planned": terms.pop("rounds"),
+            "started_ms": fleet.now_ms(),
         }
-        return tx.add(Run(state="running", started_ms=fleet.now_ms(), **terms))
+        metric = terms.pop("metric")
+        run = tx.add(Run(state="running", **terms))
+        if metric:
+            _add_looks(fleet, tx, run, metric)
+        return run
 
     said = {**asdict(new), "plan": new.plan.hex(), "manifest": new.manifest.hex()}
+    said["metric"] = new.metric.hex()
     return _command(fleet, request_id, "start-run", said, Run, start)
+
+
+def _add_looks(fleet: Fleet, tx: Writer, run: Run, metric: bytes) -> None:
+    """The looks at a run's metric are rounds of a run of their own, as its plan has it."""
+    plan = decode_metric_plan(metric)
+    if tx.find(Run, plan.run_id) is not None:
+        raise ContractError("run-exists", f"there is a run {plan.run_id}: choose another name")
+    tx.add(
+        replace(
+            run,
+            run_id=plan.run_id,
+            trust=plan.trust,
+            plan=keep_artefact(fleet, tx, metric, "plan"),
+            rounds_planned=plan.rounds,
+            extra=0,
+            min_updates=1,
+            max_answer_bytes=MEASUREMENT_BYTES,
+            patience=FOR_EVER,
+            measures=run.run_id,
+        )
+    )
 
 
 def pause_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """Open no further round; the open one goes on to its end."""
 
     def pause(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         return run if run.state == "paused" else _move(tx, run, "paused")
 
     return _command(fleet, request_id, "pause-run", {"run_id": run_id}, Run, pause)
@@ -101,7 +143,7 @@ def resume_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """Go on after a pause, or after a failure that was looked into."""
 
     def resume(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         return run if run.state == "running" else _move(tx, run, "running", reason="")
 
     return _command(fleet, request_id, "resume-run", {"run_id": run_id}, Run, resume)
@@ -111,38 +153,42 @@ def stop_run(fleet: Fleet, request_id: str, run_id: str) -> Run:
     """End a run for good. Its unfinished round is given up; what was charged stays charged."""
 
     def stop(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         give_up_round(fleet, tx, run_id, "run-stopped")
+        for looks in tx.all(Run, measures=run_id):
+            give_up_round(fleet, tx, looks.run_id, "run-stopped")
         return run if run.state == "stopped" else _move(tx, run, "stopped")
 
     return _command(fleet, request_id, "stop-run", {"run_id": run_id}, Run, stop)
 
 
-def add_rounds(fleet: Fleet, request_id: str, run_id: str, plan: bytes, rounds: int) -> Run:
-    """Announce more rounds: rounds that open from now on are under this plan.
+def add_rounds(
+    fleet: Fleet, request_id: str, run_id: str, more: int, extended: Callable[[bytes], bytes]
+) -> Run:
+    """Announce more rounds: rounds that open from now on are under another plan.
 
     Args:
         fleet: The fleet.
         request_id: The caller's.
         run_id: Which run.
-        plan: The new plan's canonical encoding.
-        rounds: How many rounds it has in all, more than before.
+        more: How many more rounds.
+        extended: Makes that plan's canonical encoding from the present one's.
 
     Raises:
         ContractError: ``bad-value``: not more rounds; ``run-over``.
     """
 
     def add(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
-        if rounds <= run.rounds_planned:
-            raise ContractError("bad-value", expected("rounds", rounds, f"> {run.rounds_planned}"))
+        run = _trained(tx, run_id)
+        if more < 1:
+            raise ContractError("bad-value", expected("rounds", more, ">= 1"))
         if run.state == "stopped":
             raise ContractError("run-over", "the run was stopped")
-        run = tx.change(run, plan=_keep(fleet, tx, plan, "plan"), rounds_planned=rounds)
+        plan = keep_artefact(fleet, tx, extended(fleet.artefacts.read(run.plan)), "plan")
+        run = tx.change(run, plan=plan, rounds_planned=run.rounds_planned + more)
         return _move(tx, run, "running") if run.state == "done" else run
 
-    said = {"run_id": run_id, "plan": plan.hex(), "rounds": rounds}
-    return _command(fleet, request_id, "add-rounds", said, Run, add)
+    return _command(fleet, request_id, "add-rounds", {"run_id": run_id, "more": more}, Run, add)
 
 
 def change_cohort(
@@ -156,7 +202,7 @@ def change_cohort(
     """
 
     def change(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         if run.trust == "central":
             raise ContractError("cohort-fixed", "under central trust the cohort is the plan's")
         if run.state == "stopped":
@@ -179,7 +225,7 @@ def roll_back(fleet: Fleet, request_id: str, run_id: str, number: int) -> Run:
     """
 
     def back(tx: Writer) -> Run:
-        run = require(tx, Run, run_id)
+        run = _trained(tx, run_id)
         under_way = [r for r in tx.all(Round, run_id=run_id) if r.state not in FINAL_ROUNDS]
         if run.state != "paused" or any(each.state != "planned" for each in under_way):
             raise ContractError("run-not-paused", "pause the run, and let its round come to an end")
@@ -261,6 +307,14 @@ def _command(
         return done
 
 
+def _trained(tx: Writer, run_id: str) -> Run:
+    """A run that an operator may command; its looks follow it."""
+    run = require(tx, Run, run_id)
+    if run.measures:
+        raise ContractError("unknown-run", f"{run_id} is the metric of {run.measures}")
+    return run
+
+
 def _check_cohort(cohort: int, extra: int, min_updates: int) -> None:
     if not 1 <= min_updates <= cohort:
         required = f"in 1..cohort ({cohort})"
@@ -273,7 +327,3 @@ def _move(tx: Writer, run: Run, state: str, **changes: object) -> Run:
     if run.state == "stopped" or (state == "paused" and run.state != "running"):
         raise ContractError("run-over", f"the run is {run.state}")
     return move(tx, run, state, **changes)
-
-
-def _keep(fleet: Fleet, tx: Writer, data: bytes, kind: ArtefactKind) -> str:
-    return name_artefact(fleet, tx, fleet.artefacts.put(data), kind)

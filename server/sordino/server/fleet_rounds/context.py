@@ -180,3 +180,8 @@ def name_artefact(fleet: Fleet, tx: Writer, kept: Artefact, kind: ArtefactKind) 
     elif known.kind == "update":
         tx.change(known, kind=kind)
     return kept.sha256
+
+
+def keep_artefact(fleet: Fleet, tx: Writer, data: bytes, kind: ArtefactKind) -> str:
+    """Keep bytes durably and name them; gives their hash. The caller holds `artefacts.lock`."""
+    return name_artefact(fleet, tx, fleet.artefacts.put(data), kind)

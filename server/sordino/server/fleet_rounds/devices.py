@@ -8,7 +8,7 @@ from sordino.core.contract import SignedHead
 from sordino.core.errors import ContractError
 from sordino.server.fleet_rounds.context import Fleet, require, tell
 from sordino.server.fleet_rounds.endings import cancel_tasks
-from sordino.server.store import Device, Head, Writer
+from sordino.server.store import Device, Head, Reader, Writer
 from sordino.server.store.records import DeviceState
 
 _LONGEST_REST_MS: Final = 86_400_000
@@ -128,9 +128,16 @@ def succeeded(fleet: Fleet, tx: Writer, device_id: str) -> None:
     tx.change(device, **changes)
 
 
-def at_hand(fleet: Fleet, tx: Writer) -> list[str]:
+def at_hand(fleet: Fleet, rows: Reader) -> list[str]:
     """The devices that may be asked, by name; those that have rested enough among them."""
-    for device in tx.all(Device, state="resting"):
-        if device.rests_until_ms <= fleet.now_ms():
-            tx.change(device, state="active")
-    return [device.device_id for device in tx.all(Device, state="active")]
+    able = rows.all(Device, state=("active", "resting"))
+    now = fleet.now_ms()
+    return [d.device_id for d in able if d.state == "active" or d.rests_until_ms <= now]
+
+
+def wake(tx: Writer, device_id: str) -> bool:
+    """Make a device that has rested active; False: it may not be asked any more."""
+    device = require(tx, Device, device_id)
+    if device.state == "resting":
+        tx.change(device, state="active")
+    return device.state in ("active", "resting")

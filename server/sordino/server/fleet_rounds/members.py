@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from sordino.server.enroll.records import CertificateRecord, DeviceRecord, TokenRecord
 from sordino.server.fleet_rounds import devices
-from sordino.server.fleet_rounds.context import Fleet, tell
-from sordino.server.store import Certificate, Device, Nonce, Token, Writer
+from sordino.server.fleet_rounds.context import DATABASE, Fleet, tell
+from sordino.server.store import (
+    Artefacts,
+    Certificate,
+    Device,
+    Nonce,
+    SqlStore,
+    Token,
+    Writer,
+)
 
 
 class Members:
@@ -142,6 +152,27 @@ class Members:
         """See `MembershipStore.forget_nonces`."""
         with self._store.write("forget-nonces") as tx:
             return tx.remove(Nonce, below=("expires_ms", now_unix_ms))
+
+
+@contextmanager
+def open_beside(folder: Path, *, url: str | None = None) -> Iterator[Fleet]:
+    """Open a coordinator's store without its lock, for members and devices: beside one that serves.
+
+    Each change is one transaction of the database, which lets one writer in at a time, whatever
+    process it is in. Files are the coordinator's alone: nothing that touches them may be called.
+
+    Args:
+        folder: The coordinator's.
+        url: The database, if it isn't the folder's own SQLite file.
+
+    Raises:
+        StoreError: The database can't be used.
+    """
+    store = SqlStore(url or folder / DATABASE)
+    try:
+        yield Fleet(store=store, artefacts=Artefacts(folder))
+    finally:
+        store.close()
 
 
 def _add(tx: Writer, certificate: CertificateRecord) -> None:

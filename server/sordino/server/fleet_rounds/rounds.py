@@ -3,26 +3,34 @@
     planned ─> open ─> collecting ─> closing ─> aggregated ─> published
                  └─────────┴───────────┴─> failed
 
-What a round works with is fixed when it opens. An aggregate is made of the accepted updates' files,
-read back one by one: the way after a crash is the only way there is. docs/coordinator.md says what
-each transition needs and leaves behind.
+What a round works with is fixed when it opens. Whom it asks and what is made of the answers is the
+strategy's doing, through `sordino.server.grid` and `sordino.server.fleet_run`: of the accepted
+updates' files, read back one by one, so that the way after a crash is the only way there is.
+docs/coordinator.md says what each transition needs and leaves behind.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from sordino.core.errors import ContractError
 from sordino.server.fleet_rounds import devices
-from sordino.server.fleet_rounds.context import Fleet, name_artefact, require, tell
+from sordino.server.fleet_rounds.context import (
+    Fleet,
+    keep_artefact,
+    name_artefact,
+    require,
+    tell,
+)
 from sordino.server.fleet_rounds.endings import cancel_tasks, end_task
 from sordino.server.fleet_rounds.machine import move
 from sordino.server.fleet_rounds.uploads import finish_upload
 from sordino.server.fleet_rounds.work import Work
-from sordino.server.store import Accepted, Round, Run, Task, Upload, Writer
+from sordino.server.store import Accepted, Reader, Round, Run, Task, Upload, Writer
 from sordino.server.store.records import FINAL_ROUNDS, UNFINISHED_TASKS, RoundState
 
 COLLECTING: Final[tuple[RoundState, ...]] = ("open", "collecting")
@@ -49,60 +57,88 @@ def plan_round(fleet: Fleet, run_id: str) -> Round | None:
         return tx.add(Round(run_id=run_id, round=number))
 
 
-def open_round(
-    fleet: Fleet, work: Work, run_id: str, number: int, among: Collection[str] | None = None
-) -> Round:
-    """Draw the cohort, fix everything the round works with, and offer the tasks.
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a round works with, from its opening to its end.
 
-    While the run is paused, or fewer devices are at hand than the round needs, it stays planned.
-
-    Args:
-        fleet: The fleet.
-        work: The run's.
-        run_id: Which run.
-        number: Which round.
-        among: Only these devices, those that are connected and capable; None: all.
+    Attributes:
+        plan: The plan's canonical encoding.
+        settings: What else devices are told, from `write_settings`.
+        adapter: The adapter before it, as an artefact; None: the public initial one.
+        cohort: Whom it asks.
+        time_ms: From now to its deadline.
     """
-    now = fleet.now_ms()
-    with fleet.store.write("open-round") as tx:
-        opening = require(tx, Round, run_id, number)
+
+    plan: bytes
+    settings: str
+    adapter: bytes | None
+    cohort: Sequence[str]
+    time_ms: int
+
+
+def open_round(fleet: Fleet, run_id: str, number: int, opening: Opening) -> Round:
+    """Fix everything that a planned round works with, and offer its tasks.
+
+    While the run isn't running it stays planned. Who has gone since the cohort was chosen has a
+    task that is cancelled at once.
+    """
+    with fleet.artefacts.lock, fleet.store.write("open-round") as tx:
+        planned = require(tx, Round, run_id, number)
         run = require(tx, Run, run_id)
-        if opening.state != "planned" or run.state != "running":
-            return opening
-        ready = sorted(devices.at_hand(fleet, tx))
-        if among is not None:
-            ready = [name for name in ready if name in among]
+        if planned.state != "planned" or run.state != "running":
+            return planned
+        now = fleet.now_ms()
         private = run.trust == "central"  # no count may show in what happens
-        if len(ready) < (1 if private else run.min_updates):
-            return opening
-        wanted = len(ready) if private else run.cohort + run.extra
-        cohort = sorted(work.choose(run, number, ready, wanted))
-        deadline = now + run.timeout_ms
+        before = keep_artefact(fleet, tx, opening.adapter, "adapter") if opening.adapter else ""
         opened = move(
             tx,
-            opening,
+            planned,
             "open",
-            plan=run.plan,
-            adapter_before=run.adapter,
-            asked=len(cohort),
+            plan=keep_artefact(fleet, tx, opening.plan, "plan"),
+            settings=opening.settings,
+            adapter_before=before,
+            asked=len(opening.cohort),
             cohort=0 if private else run.cohort,
             min_updates=0 if private else run.min_updates,
             max_answer_bytes=run.max_answer_bytes,
             opened_ms=now,
-            deadline_ms=deadline,
+            deadline_ms=now + opening.time_ms,
         )
-        for device_id in cohort:
-            tx.add(
-                Task(
-                    task_id=secrets.token_hex(16),
-                    run_id=run_id,
-                    round=number,
-                    device_id=device_id,
-                    deadline_ms=deadline,
-                )
-            )
+        for device_id in sorted(opening.cohort):
+            _offer(tx, opened, device_id)
         tell(fleet, tx, "round-opened", run_id=run_id, round_number=number)
         return opened
+
+
+def _offer(tx: Writer, opened: Round, device_id: str) -> None:
+    task = tx.add(
+        Task(
+            task_id=secrets.token_hex(16),
+            run_id=opened.run_id,
+            round=opened.round,
+            device_id=device_id,
+            deadline_ms=opened.deadline_ms,
+        )
+    )
+    if not devices.wake(tx, device_id):
+        end_task(tx, task, "cancelled", "device-gone")
+
+
+def is_due(fleet: Fleet, run_id: str, number: int) -> bool:
+    """Whether `close_round` would change anything, for whoever waits: no writer is held up."""
+    with fleet.store.read() as rows:
+        waiting = require(rows, Round, run_id, number)
+        if waiting.state not in COLLECTING:
+            return True
+        late = rows.count(Task, run_id=run_id, round=number, state=UNFINISHED_TASKS)
+        return _may_close(fleet, rows, waiting, late)
+
+
+def _may_close(fleet: Fleet, rows: Reader, closing: Round, late: int) -> bool:
+    if not late or fleet.now_ms() >= closing.deadline_ms:
+        return True
+    accepted = rows.count(Accepted, run_id=closing.run_id, round=closing.round)
+    return 0 < closing.cohort <= accepted
 
 
 def close_round(fleet: Fleet, work: Work, run_id: str, number: int) -> Round:
@@ -127,11 +163,10 @@ def _close(fleet: Fleet, run_id: str, number: int) -> tuple[Round, list[str]]:
         closing = require(tx, Round, run_id, number)
         if closing.state not in COLLECTING:
             return closing, []
-        accepted = tx.count(Accepted, run_id=run_id, round=number)
         late = tx.all(Task, run_id=run_id, round=number, state=UNFINISHED_TASKS)
-        over = now >= closing.deadline_ms
-        if late and not over and not 0 < closing.cohort <= accepted:
+        if not _may_close(fleet, tx, closing, len(late)):
             return closing, []
+        over = now >= closing.deadline_ms
         names = {task.task_id for task in late}
         whole = [row for row in tx.all(Upload, state="checking") if row.task_id in names]
         if whole:
@@ -140,29 +175,14 @@ def _close(fleet: Fleet, run_id: str, number: int) -> tuple[Round, list[str]]:
             end_task(tx, task, "expired" if over else "cancelled", "round-over")
             if over:
                 devices.failed(fleet, tx, task.device_id)
-        if accepted < closing.min_updates:
+        if tx.count(Accepted, run_id=run_id, round=number) < closing.min_updates:
             return _fail(fleet, tx, closing, "too-few-updates"), []
         tell(fleet, tx, "round-closed", run_id=run_id, round_number=number)
         return move(tx, closing, "closing", closed_ms=now), []
 
 
-def aggregate_round(fleet: Fleet, work: Work, run_id: str, number: int) -> Round:
-    """Make the next adapter of what was accepted, and keep it under its hash."""
-    with fleet.store.read() as rows:
-        closed = require(rows, Round, run_id, number)
-        accepted = rows.all(Accepted, run_id=run_id, round=number)
-    if closed.state != "closing":
-        return closed
-    before = fleet.artefacts.read(closed.adapter_before) if closed.adapter_before else None
-    accepted.sort(key=lambda row: row.device_id)  # databases differ in how they sort words
-    updates = (fleet.artefacts.read(row.sha256) for row in accepted)
-    adapter = work.aggregate(closed, before, updates)
-    fleet.at("adapter:made")
-    if adapter is None:
-        with fleet.store.write("fail-round") as tx:
-            closed = require(tx, Round, run_id, number)
-            lost = closed.state == "closing"
-            return _fail(fleet, tx, closed, "release-lost") if lost else closed
+def aggregate_round(fleet: Fleet, run_id: str, number: int, adapter: bytes) -> Round:
+    """Keep what was made of a closed round under its hash: the adapter after it."""
     with fleet.artefacts.lock:
         kept = fleet.artefacts.put(adapter)
         fleet.at("adapter:kept")
@@ -172,6 +192,13 @@ def aggregate_round(fleet: Fleet, work: Work, run_id: str, number: int) -> Round
                 return closed
             made = name_artefact(fleet, tx, kept, "adapter")
             return move(tx, closed, "aggregated", adapter_after=made)
+
+
+def fail_round(fleet: Fleet, run_id: str, number: int, reason: str) -> Round:
+    """Fail a closed round of which nothing was made, nor will be."""
+    with fleet.store.write("fail-round") as tx:
+        closed = require(tx, Round, run_id, number)
+        return _fail(fleet, tx, closed, reason) if closed.state == "closing" else closed
 
 
 def publish_round(fleet: Fleet, run_id: str, number: int) -> Round:
@@ -191,6 +218,18 @@ def publish_round(fleet: Fleet, run_id: str, number: int) -> Round:
             adapter=made.adapter_after,
         )
         return move(tx, made, "published")
+
+
+def publish_look(fleet: Fleet, run_id: str, number: int, **measured: str | int) -> Round:
+    """End a closed look at a metric, and tell what was measured: nothing comes after it."""
+    with fleet.store.write("publish-look") as tx:
+        look = require(tx, Round, run_id, number)
+        if look.state != "closing":
+            return look
+        run = require(tx, Run, run_id)
+        tx.change(run, rounds_done=run.rounds_done + 1)
+        tell(fleet, tx, "metric-measured", run_id=run.measures, round_number=number, **measured)
+        return move(tx, move(tx, look, "aggregated"), "published")
 
 
 def give_up_round(fleet: Fleet, tx: Writer, run_id: str, reason: str) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+from sordino.core.config import LoraConfig, TrainConfig
+from sordino.core.contract import Artefact, TaskOrder
 from sordino.core.errors import ContractError
+from sordino.core.settings import build, to_table
+from sordino.core.wire import canonical_json
 from sordino.server.fleet_rounds import devices
 from sordino.server.fleet_rounds.context import Fleet, require
 from sordino.server.fleet_rounds.endings import end_task
@@ -19,6 +25,55 @@ def task_for(fleet: Fleet, device_id: str) -> Task | None:
     with fleet.store.read() as rows:
         found = rows.all(Task, order="deadline_ms", device_id=device_id, state=UNFINISHED_TASKS)
     return next((task for task in found if task.deadline_ms > fleet.now_ms()), None)
+
+
+def order_of(fleet: Fleet, task: Task) -> TaskOrder:
+    """A task as it travels. But for the time that is left, it is the same at each call."""
+    with fleet.store.read() as rows:
+        run = require(rows, Run, task.run_id)
+        asked = require(rows, Round, task.run_id, task.round)
+        base, manifest = (_artefact(rows, name) for name in (run.base, run.manifest))
+        adapter = _artefact(rows, asked.adapter_before) if asked.adapter_before else None
+    lora, train = read_settings(asked.settings)
+    return TaskOrder(
+        task_id=task.task_id,
+        run_id=task.run_id,
+        round=task.round,
+        deadline_unix_ms=task.deadline_ms,
+        expires_in_ms=max(task.deadline_ms - fleet.now_ms(), 1),
+        plan=fleet.artefacts.read(asked.plan),
+        base=base,
+        manifest=manifest,
+        adapter=adapter,
+        lora=lora,
+        train=train,
+        max_answer_bytes=asked.max_answer_bytes,
+    )
+
+
+def write_settings(lora: LoraConfig, train: TrainConfig | None) -> str:
+    """What a round's tasks say beside plan and files, as its row keeps it.
+
+    Args:
+        lora: The adapter's settings.
+        train: The local optimizer; None: the tasks are a paid look at a metric.
+    """
+    table = {"lora": to_table(lora)} | ({"train": to_table(train)} if train else {})
+    return canonical_json(table)
+
+
+def read_settings(text: str) -> tuple[LoraConfig, TrainConfig | None]:
+    """What `write_settings` wrote."""
+    table = json.loads(text)
+    train = table.get("train")
+    return (
+        build(LoraConfig, table["lora"], "lora"),
+        None if train is None else build(TrainConfig, train, "train"),
+    )
+
+
+def _artefact(rows: Reader, sha256: str) -> Artefact:
+    return Artefact(sha256=sha256, size=require(rows, ArtefactRow, sha256).size)
 
 
 def may_fetch(fleet: Fleet, device_id: str, sha256: str) -> ArtefactRow:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sordino.core.stats import Interval, round_down, round_up
 
 UNKNOWN = "\N{EN DASH}"
@@ -18,6 +20,15 @@ def epsilon(value: float | None) -> str:
     ('8.00', 'not bounded')
     """
     return NOT_BOUNDED if value is None else f"{round_up(value, 2):.2f}"
+
+
+def bound(value: float) -> str:
+    """An upper bound that may be infinite.
+
+    >>> bound(0.314), bound(float("inf"))
+    ('0.32', 'not bounded')
+    """
+    return epsilon(value if math.isfinite(value) else None)
 
 
 def power(value: float | None) -> str:

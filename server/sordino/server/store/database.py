@@ -1,15 +1,15 @@
 """The store over SQLAlchemy Core: SQLite by default, PostgreSQL through the same code.
 
 A write transaction is named, is the only one, and is on stable storage when its block ends. What is
-read in it can't change before. On SQLite that is WAL, `synchronous=FULL` and BEGIN IMMEDIATE; on
-PostgreSQL `synchronous_commit=on` and an advisory lock that every writer takes first.
+read in it can't change before. Those that wait for one another are synced together (`commits`). On
+SQLite that is WAL, `synchronous=FULL` and BEGIN IMMEDIATE; on PostgreSQL `synchronous_commit=on`
+and an advisory lock that every writer takes first.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sordino.core import durable
 from sordino.core.errors import StoreError, expected
+from sordino.server.store.commits import Shared, Turns
 from sordino.server.store.migrations import migrate
 from sordino.server.store.schema import TABLES
 
@@ -149,7 +150,8 @@ class SqlStore:
 
     def __init__(self, where: Path | str, *, at: Hook = no_hook) -> None:
         self._at = at
-        self._lock = threading.Lock()
+        self._turns = Turns()
+        self._shared: Shared | None = None
         self.where = str(where).rsplit("@", maxsplit=1)[-1]  # without a password
         with _errors("open", self.where):
             self._engine = _sqlite(where) if isinstance(where, Path) else _postgres(where)
@@ -189,13 +191,26 @@ class SqlStore:
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Connection]:
-        with self._lock, _errors("write", self.where):
-            with self._engine.connect() as connection:
-                _begin_writing(connection)
-                yield connection
-                self._at(f"{name}:written")
-                connection.commit()
+        with _errors("write", self.where):
+            with self._turns:
+                shared = self._shared = self._shared or Shared(self._engine, _begin_writing)
+                try:
+                    with shared.part() as connection:
+                        yield connection
+                        self._at(f"{name}:written")
+                except BaseException:
+                    self._end(shared)
+                    raise
+            with self._turns:  # after whoever waited: what they wrote is synced with ours
+                self._end(shared)
+            shared.require_durable()
             self._at(f"{name}:durable")
+
+    def _end(self, shared: Shared) -> None:
+        """End a shared transaction, if it hasn't; the next writer begins another."""
+        if self._shared is shared:
+            self._shared = None
+        shared.end()
 
 
 class _Rows:

@@ -103,7 +103,16 @@ _WORDS: Final = {
     "postgresql": {"integer": "BIGINT", "strict": ""},
 }
 
-MIGRATIONS: Final = ({dialect: (*_FIRST, *_APPEND_ONLY[dialect]) for dialect in _WORDS},)
+# What a round asks of its devices beside the plan is fixed when it opens, as all the rest is.
+_SETTINGS_OF_ROUNDS: Final = ("ALTER TABLE rounds ADD COLUMN settings TEXT NOT NULL DEFAULT ''",)
+
+_MEASURES: Final = ("ALTER TABLE runs ADD COLUMN measures TEXT NOT NULL DEFAULT ''",)
+
+MIGRATIONS: Final = (
+    {dialect: (*_FIRST, *_APPEND_ONLY[dialect]) for dialect in _WORDS},
+    dict.fromkeys(_WORDS, _SETTINGS_OF_ROUNDS),
+    dict.fromkeys(_WORDS, _MEASURES),
+)
 """Step k, from 0, brings a database of version k to version k + 1, by dialect."""
 
 

@@ -46,6 +46,7 @@ class Run:
         patience: So many failed rounds in a row fail the run.
         reason: Where it failed: why, a stable word.
         started_ms: When.
+        measures: The run whose adapter it measures, each round a paid look; empty: it trains.
     """
 
     run_id: str
@@ -66,6 +67,7 @@ class Run:
     patience: int = 3
     reason: str = ""
     started_ms: int
+    measures: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ class Round:
         round: From 1.
         state: How far it came.
         plan: The plan it is under.
+        settings: What else devices are told of the work, as JSON: `lora`, and `train`
+            unless it is a look at a metric.
         adapter_before: What devices are given; empty: the initial one.
         adapter_after: What was made of their answers; empty: nothing yet.
         asked: Devices that were asked.
@@ -103,6 +107,7 @@ class Round:
     deadline_ms: int = 0
     closed_ms: int = 0
     reason: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Rounds of stock Flower that only carry arrays."""
