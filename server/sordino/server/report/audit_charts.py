@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sordino.core.stats import Interval
 from sordino.server.report import formats, svg
 from sordino.server.report.charts import Chart
-from sordino.server.report.leakage import AttackFigures, BoundFigures, ExposureFigures, Leakage
+from sordino.server.report.leakage import (
+    AttackFigures,
+    Between,
+    BoundFigures,
+    ExposureFigures,
+    Leakage,
+)
 from sordino.server.report.schema import RunReport
 from sordino.server.report.svg import Axis
 
@@ -286,7 +291,7 @@ def _shares(bits: Sequence[float], bins: int) -> list[float]:
     return [count / len(bits) for count in counts]
 
 
-def _shares_of(interval: Interval) -> str:
+def _shares_of(interval: Between) -> str:
     return f"{formats.share(interval.low)} to {formats.share(interval.high)}"
 
 

@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sordino.core.errors import ReportError, expected
-from sordino.core.stats import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between:
+    """An estimate and its 95 % interval; the method stands in ``audit.json``."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            required = "between 0 and 1, with low <= high"
+            raise ReportError(expected("leakage interval", (self.low, self.high), required))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +66,8 @@ class AttackFigures:
     adversary: str
     members: int
     others: int
-    auc: Interval
-    at_one_percent: Interval | None
+    auc: Between
+    at_one_percent: Between | None
     realised: float | None
     refused: str
     false_positives: tuple[float, ...]
@@ -96,8 +109,8 @@ class PromptFigures:
     family: str
     criterion: str
     prompts: int
-    leaked: Interval
-    control: Interval
+    leaked: Between
+    control: Between
     power: bool
 
 

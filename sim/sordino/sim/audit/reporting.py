@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sordino.core.errors import ReportError
-from sordino.core.stats import Interval
 from sordino.privacy.audit import Audit, Entry, Exposure, Membership, OneRun, PromptLeakage, roc
 from sordino.server import report as rep
 from sordino.server.report import leakage as figures
@@ -155,12 +154,6 @@ def _finding(entry: Entry) -> figures.Finding:
     )
 
 
-def _interval(table: Mapping[str, Any]) -> Interval:
-    return Interval(
-        estimate=float(table["estimate"]),
-        low=float(table["low"]),
-        high=float(table["high"]),
-        method=str(table["method"]),
-        level=float(table["level"]),
-        resamples=0,
-    )
+def _interval(table: Mapping[str, Any]) -> figures.Between:
+    estimate, low, high = (float(table[key]) for key in ("estimate", "low", "high"))
+    return figures.Between(estimate=estimate, low=low, high=high)
