@@ -676,7 +676,7 @@ def test_card_has_front_matter_and_a_privacy_section(report):
         record.composition,
         "local: each upload",
         "floating point, not hardened",
-        "not audited",
+        "audited ε",
         "not bounded",
         "Not covered by this ε",
         "PeftModel.from_pretrained(model,",
