@@ -14,7 +14,7 @@ from sordino.privacy.audit import Exposure, Membership, OneRun, auc, decode_audi
 from sordino.server.report import from_json
 from sordino.sim.audit.bundles import bundle_of
 from sordino.sim.audit.run import audit_run
-from sordino.sim.audit.target import open_target, texts_of
+from sordino.sim.audit.target import open_target
 from sordino.sim.run import simulate
 from sordino.sim.scenarios import scenario_path
 
@@ -34,8 +34,8 @@ OVERFIT = {
     "privacy.sampling_rate": "0.5",
     "train.optimizer": '"adam"',
     "train.learning_rate": "0.02",
-    "train.local_steps": "24",
-    "federation.rounds": "1",
+    "train.local_steps": "6",
+    "federation.rounds": "4",
     "audit.canaries": "64",
     "audit.secrets": "0",
 }
@@ -82,7 +82,9 @@ def sordino(*arguments, home: Path):
 
 def test_what_was_learnt_by_heart_is_seen(overfit, cache):
     audit = audit_run(overfit, "demo", cache=cache).audit
-    for entry in entries(audit, OneRun):
+    whole = [e for e in entries(audit, OneRun) if e.measure.scope == "the whole run"]
+    assert {e.measure.adversary for e in whole} == {"coordinator", "peer", "user"}
+    for entry in whole:
         assert entry.figures["epsilon_lower"] >= 0.6 * entry.figures["ceiling"], entry.measure
     attacks = {e.measure.attack: e.figures["auc"]["estimate"] for e in entries(audit, Membership)}
     assert attacks["loss"] >= 0.9
@@ -103,11 +105,8 @@ def test_where_nothing_was_learnt_nothing_is_seen(overfit, cache):
         above += measured("null", OneRun(**changed)).figures["epsilon_lower"] > 0
     assert above <= 18
     target = open_target(overfit, cache)
-    user = {target.users[0]: target.data(target.users[0])}
-    losses = [
-        [s.loss for s in token_scores(target.base.decoder, None, target.encode(texts))]
-        for texts in (texts_of(user, "train"), texts_of(user, "held_out"))
-    ]
+    sides = (target.corpus.encode(target.corpus.texts(part)) for part in ("train", "held_out"))
+    losses = [[s.loss for s in token_scores(target.base.decoder, None, side)] for side in sides]
     untrained = auc(*([-loss for loss in side] for side in losses))
     assert untrained.low <= 0.5 <= untrained.high
 
@@ -115,7 +114,7 @@ def test_where_nothing_was_learnt_nothing_is_seen(overfit, cache):
 def test_a_private_run_is_audited_and_an_outsider_agrees(private, tmp_path):
     done = sordino(private, home=tmp_path)
     assert done.exit_code == 0, done.output
-    assert "Audit, quick" in done.output  # what it will take is said before it begins
+    assert ", quick: all but the attacks on prompts; about" in done.output  # said first
     report = from_json((private / "report.json").read_text())
     assert report.leakage.status == "audited"
     assert not report.leakage.alarm
@@ -149,13 +148,14 @@ def test_an_audit_opens_no_coin_before_the_scores_are_sealed(private, cache, mon
 
 def test_a_stopped_audit_goes_on_where_it_was(private, cache, monkeypatch):
     first = audit_run(private, "quick", cache=cache).audit
-    from sordino.sim.audit import run
+    from sordino.sim.audit import deployed, run
 
     def never(*arguments, **settings):
         raise AssertionError("a finished part ran again")
 
-    for part in ("sights", "code_ranks", "suffixes", "membership", "inversions"):
+    for part in ("sights", "code_ranks", "suffixes", "inversions"):
         monkeypatch.setattr(run, part, never)
+    monkeypatch.setattr(deployed, "membership", never)
     again = audit_run(private, "quick", cache=cache).audit
     assert again.entries == first.entries
 

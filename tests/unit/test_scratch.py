@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sordino.client.model import scratch
-from sordino.client.model.scratch import SLAB_BYTES, drop_scratch, kept, keeping
+from sordino.client.model.scratch import SLAB_BYTES, drop_scratch, keeping, kept
 
 
 @pytest.fixture(autouse=True)

@@ -45,12 +45,27 @@ def run(
     self_test: bool = typer.Option(
         False, "--self-test", help="Audit known faults on this installation: each must be caught."
     ),
+    model: str | None = typer.Option(
+        None, "--model", help="Without a run: the base's name, a .gguf file, or a folder."
+    ),
+    adapter: Path | None = typer.Option(
+        None, "--adapter", help="Without a run: the adapter's folder."
+    ),
+    config: Path | None = typer.Option(
+        None, "--config", help="Without a run: a TOML file whose [data] names the training records."
+    ),
 ) -> None:
     """Audit a finished run: audit.json, a section of its report, and a signed bundle.
 
     Exits with 3 if a lower bound contradicts the claim, with 1 if anything else is wrong.
     """
     console = Console()
+    given = (model, adapter, config)
+    if any(given):
+        if not all(given) or folder is not None or self_test:
+            raise ConfigError("--model, --adapter and --config go together, and without a run")
+        _audit_adapter(console, str(model), adapter or Path(), config or Path(), tier)
+        return
     if self_test:
         if folder is not None:
             raise ConfigError("--self-test tries this installation, and no run: give it alone")
@@ -86,12 +101,32 @@ def _audit(console: Console, folder: Path, tier: str, key: Path | None) -> int:
             raise
     page = write_into_report(outcome)
     findings = write_bundle(outcome, key or auditor_key())
-    _print(console, (f"{e.label}: {e.measure.kind}: {e.figures['verdict']}"
-                     for e in outcome.audit.entries if not e.control))  # fmt: skip
+    own = [entry for entry in outcome.audit.entries if not entry.control]
+    _print(console, (f"{e.label}: {_name(e.measure)}: {e.figures['verdict']}" for e in own))
     _show(console, findings)
     _print(console, [f"Report: {page}", f"Bundle: {bundle_of(outcome.target.run.root)}"])
     _print(console, [f"Done in {outcome.seconds:.0f} s."])
     return findings.exit_code
+
+
+def _audit_adapter(console: Console, model: str, adapter: Path, config: Path, tier: str) -> None:
+    """What a user of a model and an adapter can find; audit.json goes below the adapter."""
+    import json
+
+    from sordino.cli.progress import watching
+    from sordino.core.config import load_experiment
+
+    experiment = load_experiment(config, [f"model.name={json.dumps(model)}"])
+    out = adapter / "audit"
+    with watching(console) as progress:
+        progress.say("Opening the model and the data ...")
+        from sordino.sim.audit.deployed import audit_adapter
+
+        audit = audit_adapter(experiment, adapter, out, tier, progress=progress)
+    _print(console, (f"{e.measure.kind}: {e.figures['verdict']}" for e in audit.entries))
+    _print(
+        console, [f"No canaries and no ledger: nothing is claimed. Scores: {out / 'audit.json'}"]
+    )
 
 
 def _try_installation(console: Console) -> int:
@@ -128,6 +163,12 @@ def verify(
     findings = verify_bundle(bundle, key, root)
     _show(Console(), findings)
     raise typer.Exit(findings.exit_code)
+
+
+def _name(measure: object) -> str:
+    """A measure's kind, and what of it this is."""
+    names = ("kind", "adversary", "scope", "attack", "target")
+    return " ".join(str(part) for name in names if (part := getattr(measure, name, "")))
 
 
 def _show(console: Console, findings: Findings) -> None:

@@ -131,7 +131,7 @@ def exposure_chart(found: Leakage) -> Chart | None:
             strict=False,
         )
     ]
-    null = [2.0**-i - (2.0 ** -(i + 1) if i + 1 < bins else 0.0) for i in range(bins)]
+    null = _by_chance(bins)
     axis, body = _vertical(0.0, max([*null, *(s for _, _, shares in shown for s in shares)]))
     slot = (_RIGHT - _LEFT) / bins
     width = 0.8 * slot / len(shown)
@@ -289,6 +289,11 @@ def _shares(bits: Sequence[float], bins: int) -> list[float]:
     for value in bits:
         counts[min(int(value), bins - 1)] += 1
     return [count / len(bits) for count in counts]
+
+
+def _by_chance(bins: int) -> list[float]:
+    """P(exposure in [i, i + 1)) if nothing was learnt: exposure is at least x with chance 2^-x."""
+    return [2.0**-i - (2.0 ** -(i + 1) if i + 1 < bins else 0.0) for i in range(bins)]
 
 
 def _shares_of(interval: Between) -> str:

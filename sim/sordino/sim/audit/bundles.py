@@ -10,7 +10,8 @@ from sordino.core.durable import write_whole
 from sordino.privacy.audit import Findings, make_auditor_key, sign_bundle, verify_bundle
 from sordino.server.plans import METRIC_PLAN
 from sordino.server.report.claim import HEADS
-from sordino.sim.audit.run import NAME, AuditOutcome
+from sordino.sim.audit.deployed import AUDIT
+from sordino.sim.audit.run import AuditOutcome
 from sordino.sim.folder import PRIVATE
 
 
@@ -41,7 +42,7 @@ def write_bundle(outcome: AuditOutcome, key: Path) -> Findings:
     folder = bundle_of(run.root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in (NAME, "config.toml"):
+    for name in (AUDIT, "config.toml"):
         write_whole(folder / name, (run.root / name).read_bytes())
     if outcome.claim is not None:
         write_whole(folder / "claim.json", outcome.claim.to_json())

@@ -38,34 +38,38 @@ def bound_entries(
     seen = scores[variant].get("sights", [])
     if not places or not seen:
         return []
-    own = coins[places]
-    plan = target.plan(variant)
-    held = claim if not isinstance(plan, NoPrivacyPlan) else None
-    unit = "record" if isinstance(plan, NoPrivacyPlan) else plan.unit
-    delta = target.config.privacy.delta if isinstance(plan, NoPrivacyPlan) else plan.delta
-    last = target.rounds(variant)
+    own, last = coins[places], target.rounds(variant)
+    about = _about(target, variant, claim)
 
     def one(sight: Mapping[str, Any], own_coins: NDArray[np.bool_]) -> OneRun:
         number = int(sight["round"])
         return OneRun(
             adversary=str(sight["adversary"]),
             scope="the whole run" if number == last else f"round {number}",
-            unit=unit,
-            delta=delta,
             scores=tuple(sight["scores"]),
             coins=tuple(own_coins.tolist()),
             canaries=tuple(places),
             rules=known.published.rules,
             family=len(seen),
-            claimed_epsilon=None if held is None else held.epsilon,
-            curve=() if held is None else held.delta_curve,
+            **about,
         )
 
-    anew = target.rng("swapped").random(len(own)) < 0.5
+    anew = target.corpus.rng("swapped").random(len(own)) < 0.5
     return [
         *(measured(label, one(sight, own)) for sight in seen),
         *(measured(label, one(s, anew), SWAPPED) for s in seen if int(s["round"]) == last),
     ]
+
+
+def _about(target: Target, variant: str, claim: Claim | None) -> dict[str, Any]:
+    """What a bound is of, and what it is held against; of a run without privacy, nothing."""
+    plan = target.plan(variant)
+    if isinstance(plan, NoPrivacyPlan):
+        return {"unit": "record", "delta": target.config.privacy.delta}
+    of = {"unit": plan.unit, "delta": plan.delta}
+    if claim is None:
+        return of
+    return {**of, "claimed_epsilon": claim.epsilon, "curve": claim.delta_curve}
 
 
 def secret_entries(

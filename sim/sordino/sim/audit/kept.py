@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sordino.core import canonical
+from sordino.core import canonical, settings
 from sordino.core.durable import write_whole
+from sordino.privacy.audit import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,14 @@ class Kept:
         value = make()
         write_whole(path, json.dumps(value, allow_nan=False) + "\n")
         return value
+
+
+def tables(found: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Measures as plain values."""
+    return [{"kind": one.kind, "scores": asdict(one)} for one in found]  # type: ignore[call-overload]
+
+
+def rebuilt(table: Mapping[str, Any]) -> Measure:
+    """A measure as `tables` wrote it."""
+    measure: Measure = settings.build(MEASURES[table["kind"]], table["scores"], table["kind"])
+    return measure

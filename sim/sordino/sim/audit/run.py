@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sordino.client.model.store import cache_root
-from sordino.core import canonical, settings
+from sordino.core import canonical
 from sordino.core.durable import write_whole
 from sordino.privacy.audit import (
-    MEASURES,
     Audit,
     Commitments,
     Entry,
     Findings,
-    Measure,
     check_bounds,
     encode_audit,
     measured,
@@ -27,21 +24,18 @@ from sordino.privacy.claims import Claim
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import claim_of_run
 from sordino.sim.audit.coins import bound_entries, secret_entries
-from sordino.sim.audit.hidden import TARGETS
-from sordino.sim.audit.kept import Kept
+from sordino.sim.audit.deployed import AUDIT, DeployedParts
+from sordino.sim.audit.kept import Kept, rebuilt, tables
 from sordino.sim.audit.parts.canaries import sights
 from sordino.sim.audit.parts.inversion import inversions
-from sordino.sim.audit.parts.membership import membership
-from sordino.sim.audit.parts.prompts import can_talk, prompt_leakage
 from sordino.sim.audit.parts.secrets import code_ranks, suffixes
 from sordino.sim.audit.planting import Planted, open_coins, planted
-from sordino.sim.audit.target import Target, adapter_sha256, open_target
+from sordino.sim.audit.target import Target, open_target
 from sordino.sim.audit.tiers import Tier, estimated_seconds, tier_of
 from sordino.sim.folder import NO_PRIVACY, PRIVATE
 from sordino.sim.progress import Progress, Silent
 
 LABELS = {PRIVATE: "private", NO_PRIVACY: "without privacy"}
-NAME = "audit.json"
 
 
 @dataclass(frozen=True)
@@ -90,14 +84,15 @@ def audit_run(
     seeded = target.config.privacy.seeded_noise
     claim = None if seeded or isinstance(plan, NoPrivacyPlan) else claim_of_run(target.run.root)
     known = planted(target.run)
-    work = _Work(target, chosen, known, Kept(target.run.audit / "parts"), progress)
+    kept = Kept(target.run.audit / "parts")
+    work = _Work(target, chosen, known, DeployedParts(target, chosen, LABELS, kept, progress))
     wanted = estimated_seconds(target, chosen, known.canaries if known else [])
     progress.say(
         f"Audit of {target.run.run_id}, {chosen.name}: {chosen.what}; about {wanted:.0f} s"
     )
     started = time.monotonic()
     audit = work.audit(claim)
-    write_whole(target.run.root / NAME, encode_audit(audit))
+    write_whole(target.run.root / AUDIT, encode_audit(audit))
     findings = check_bounds(audit.entries, None if claim is None else claim_card(claim))
     return AuditOutcome(target, audit, claim, findings, time.monotonic() - started)
 
@@ -114,20 +109,28 @@ class _Work:
     target: Target
     tier: Tier
     planted: Planted | None
-    kept: Kept
-    progress: Progress
+    parts: DeployedParts
+
+    @property
+    def kept(self) -> Kept:
+        """Where finished parts are."""
+        return self.parts.kept
+
+    @property
+    def progress(self) -> Progress:
+        """Who is told."""
+        return self.parts.progress
 
     def audit(self, claim: Claim | None) -> Audit:
         """Run the parts, seal what says anything of canaries, open the coins, and measure."""
         started = time.monotonic()
         scores = {variant: self._canaries(variant) for variant in self.target.variants}
-        plain = [entry for variant in self.target.variants for entry in self._membership(variant)]
-        plain += [*self._inversion(), *self._prompts()]
+        plain = [*self.parts.entries(), *self._inversion()]
         seconds = time.monotonic() - started
         context: dict[str, Any] = {
             "tier": self.tier.name,
             "versions": versions(),
-            "adapters": self._adapters(),
+            "adapters": self.parts.adapters(),
             "base_sha256": self.target.base.files.sha256,
             "seed": self.target.config.seed,
             "seconds": round(seconds, 1),
@@ -141,7 +144,7 @@ class _Work:
         sealed = {"scores": scores, "published": known.published.table()}
         context["sealed"] = canonical.sha256_hex(canonical.encode(sealed))
         write_whole(self.target.run.audit / "sealed.sha256", context["sealed"] + "\n")
-        opened, coins = open_coins(self.target.run, known, self.target.users)
+        opened, coins = open_coins(self.target.run, known, self.target.corpus.users)
         context["clients"] = sorted(opened.contributions)
         entries = [
             entry
@@ -194,23 +197,8 @@ class _Work:
         )
         return {"sights": seen, "ranks": ranks, "suffixes": found}
 
-    def _membership(self, variant: str) -> Iterable[Entry]:
-        self.progress.phase(f"membership: {LABELS[variant]}", 3 if self.tier.full else 2)
-        given = {**self._given(variant), "texts": self.tier.texts, "full": self.tier.full}
-        tables = self.kept.part(
-            f"membership-{variant}",
-            given,
-            lambda: _tables(
-                membership(
-                    self.target,
-                    variant,
-                    self.tier.texts,
-                    self.progress.advance,
-                    full=self.tier.full,
-                )
-            ),
-        )
-        return [measured(LABELS[variant], _rebuilt(table)) for table in tables]
+    def _given(self, variant: str) -> dict[str, Any]:
+        return {**self.parts.given(variant), "rounds": self.target.rounds(variant)}
 
     def _inversion(self) -> list[Entry]:
         if self.tier.name == "demo":
@@ -219,42 +207,9 @@ class _Work:
         rows = self.kept.part(
             "inversion",
             self._given(main),
-            lambda: [[said, *_tables([found])] for said, found in inversions(self.target)],
+            lambda: [[said, *tables([found])] for said, found in inversions(self.target)],
         )
-        return [measured(LABELS[main], _rebuilt(table), control=said) for said, table in rows]
-
-    def _prompts(self) -> list[Entry]:
-        if not self.tier.prompts or not can_talk(self.target):
-            return []
-        main = self.target.main
-        given = {v: self._given(v) for v in self.target.variants}
-        found = []
-        for what in TARGETS:
-            self.progress.phase(f"attacks: {what}", 1 + len(self.target.variants))
-            tables = self.kept.part(
-                f"prompts-{what.replace(' ', '-')}",
-                {**given, "settings": self.tier.prompts},
-                lambda what=what: _tables(
-                    [
-                        prompt_leakage(
-                            self.target, what, self.tier.prompts, LABELS, self.progress.advance
-                        )
-                    ]
-                ),
-            )
-            found += [measured(LABELS[main], _rebuilt(table)) for table in tables]
-        return found
-
-    def _given(self, variant: str) -> dict[str, Any]:
-        return {
-            "variant": variant,
-            "rounds": self.target.rounds(variant),
-            "adapter": adapter_sha256(self.target, variant),
-            "base": self.target.base.files.sha256,
-        }
-
-    def _adapters(self) -> dict[str, str]:
-        return {LABELS[v]: adapter_sha256(self.target, v) for v in self.target.variants}
+        return [measured(LABELS[main], rebuilt(table), control=said) for said, table in rows]
 
 
 def _flat_commitments(known: Planted) -> Commitments:
@@ -264,12 +219,3 @@ def _flat_commitments(known: Planted) -> Commitments:
         canaries=tuple(h for c in clients for h in known.published.canaries[c]),
         contributions=tuple(h for c in clients for h in known.published.contributions[c]),
     )
-
-
-def _tables(found: Sequence[Measure]) -> list[dict[str, Any]]:
-    return [{"kind": one.kind, "scores": asdict(one)} for one in found]  # type: ignore[call-overload]
-
-
-def _rebuilt(table: dict[str, Any]) -> Measure:
-    measure: Measure = settings.build(MEASURES[table["kind"]], table["scores"], table["kind"])
-    return measure

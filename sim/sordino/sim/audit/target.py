@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-
-from sordino.client.adapter_files import WEIGHTS, load_adapter
-from sordino.client.data.records import Record, Source, UserData
-from sordino.client.data.source import open_source
-from sordino.client.data.tokens import TokenizerFile, TokenRecord
+from sordino.client.adapter_files import WEIGHTS, SavedAdapter, load_adapter
 from sordino.client.lora import LoraAdapter
 from sordino.client.model.store import BaseModel
 from sordino.client.session import warm_base
@@ -23,10 +19,49 @@ from sordino.core.errors import AuditError
 from sordino.core.records import Tensors
 from sordino.privacy.plan import AnyPlan
 from sordino.sim import folder
+from sordino.sim.audit.corpus import Corpus
 from sordino.sim.folder import NO_PRIVACY, PRIVATE, RunFolder
-from sordino.sim.population import choose_population
 from sordino.sim.updates import kept_update
 from sordino.sim.variants import read_plan
+
+GIVEN = "given"
+
+
+class Deployed(Protocol):
+    """A base and adapters over it, as whoever uses them has them."""
+
+    @property
+    def base(self) -> BaseModel:
+        """The frozen base."""
+        ...
+
+    @property
+    def corpus(self) -> Corpus:
+        """The texts that it was trained on, and others."""
+        ...
+
+    @property
+    def variants(self) -> Sequence[str]:
+        """The adapters' names, the main one first."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """``alpha / rank``."""
+        ...
+
+    def last(self, variant: str) -> Tensors:
+        """An adapter as it was deployed."""
+        ...
+
+    def sha256(self, variant: str) -> str:
+        """Hash of its weights, as they lie on disk."""
+        ...
+
+
+def last_adapter(target: Deployed, variant: str) -> LoraAdapter:
+    """A deployed adapter, to evaluate with."""
+    return LoraAdapter(target.last(variant), scale=target.scale)
 
 
 @dataclass(frozen=True)
@@ -37,25 +72,20 @@ class Target:
         run: Its folder.
         config: Its settings.
         base: The frozen base that it was trained over.
-        tokenizer: Of that base.
+        corpus: Its users' records.
     """
 
     run: RunFolder
     config: ExperimentConfig
     base: BaseModel
-    tokenizer: TokenizerFile
-
-    @cached_property
-    def users(self) -> tuple[str, ...]:
-        """The clients' users, in the order of their folders."""
-        return choose_population(self.config).users
+    corpus: Corpus
 
     @property
     def main(self) -> str:
         """The variant that the report is about."""
         return NO_PRIVACY if self.config.privacy.trust == "none" else PRIVATE
 
-    @property
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """The federated runs whose adapters are here, the main one first."""
         known = [self.main, *({PRIVATE, NO_PRIVACY} - {self.main})]
@@ -76,6 +106,15 @@ class Target:
             return initial_adapter(manifest, self.config.lora.init_seed)
         return load_adapter(self.run.round_adapter(variant, number)).tensors
 
+    def last(self, variant: str) -> Tensors:
+        """See `Deployed`."""
+        return self.tensors(variant, self.rounds(variant))
+
+    def sha256(self, variant: str) -> str:
+        """See `Deployed`."""
+        path = self.run.round_adapter(variant, self.rounds(variant)) / WEIGHTS
+        return canonical.sha256_hex(path.read_bytes())
+
     def trained(self, number: int) -> tuple[str, ...]:
         """Names of the tensors that a round trains."""
         manifest = adapter_manifest(self.base.files.config, self.config.lora)
@@ -83,40 +122,45 @@ class Target:
 
     @property
     def scale(self) -> float:
-        """``alpha / rank``."""
+        """See `Deployed`."""
         return self.config.lora.alpha / self.config.lora.rank
-
-    def adapter(self, variant: str, number: int) -> LoraAdapter:
-        """The global adapter after a round, to evaluate with."""
-        return LoraAdapter(self.tensors(variant, number), scale=self.scale)
 
     def update(self, variant: str, number: int, client: int) -> Tensors | None:
         """What a client sent in a round; None: nothing, or it wasn't kept for an audit."""
         return kept_update(self.run, variant, number, client)
 
-    def data(self, user: str) -> UserData:
-        """A user's records, as the run cut them."""
-        return self._source.user(user)
 
-    def encode(self, texts: list[str]) -> tuple[TokenRecord, ...]:
-        """Texts as a client would encode its records.
+@dataclass(frozen=True)
+class GivenAdapter:
+    """A model and an adapter of whatever origin: what a user of them can ask.
 
-        Raises:
-            AuditError: One has no token to learn.
-        """
-        records = [Record(text=text) for text in texts]
-        encoded = self.tokenizer.encode_records(records, self.config.data.max_tokens)
-        if encoded.dropped:
-            raise AuditError(f"a text can't be scored: {encoded.dropped[0]}")
-        return encoded.records
+    Attributes:
+        folder: The adapter's.
+        saved: The adapter.
+        base: What it belongs to.
+        corpus: What it is said to have been trained on, and others of the kind.
+    """
 
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Randomness of the audit's own choices, from the run's seed: never of coins or noise."""
-        return np.random.default_rng([self.config.seed, *purpose.encode()])
+    folder: Path
+    saved: SavedAdapter
+    base: BaseModel
+    corpus: Corpus
+    variants: tuple[str, ...] = (GIVEN,)
 
-    @cached_property
-    def _source(self) -> Source:
-        return open_source(self.config.data)
+    @property
+    def scale(self) -> float:
+        """See `Deployed`."""
+        return self.saved.scale
+
+    def last(self, variant: str) -> Tensors:
+        """See `Deployed`."""
+        del variant
+        return self.saved.tensors
+
+    def sha256(self, variant: str) -> str:
+        """See `Deployed`."""
+        del variant
+        return canonical.sha256_hex((self.folder / WEIGHTS).read_bytes())
 
 
 def open_target(root: Path, cache: Path) -> Target:
@@ -129,23 +173,17 @@ def open_target(root: Path, cache: Path) -> Target:
     """
     run, config = folder.reopen(root)
     base, tokenizer = warm_base(config.model, cache)
-    target = Target(run, config, base, tokenizer)
+    target = Target(run, config, base, Corpus(config, tokenizer))
     if not target.variants or target.variants[0] != target.main:
         raise AuditError(f"{root} holds no finished round: let the run finish, or resume it")
     return target
 
 
-def texts_of(data: Mapping[str, UserData], part: str) -> list[str]:
-    """The plain texts of users' records; chats and prompts are written out one after another."""
-    found = []
-    for user in data.values():
-        for record in getattr(user, part):
-            turns = "\n".join(turn.content for turn in record.messages)
-            found.append(f"{record.prompt}{record.text}{turns}")
-    return found
+def open_given(config: ExperimentConfig, adapter: Path, cache: Path) -> GivenAdapter:
+    """Open an adapter over the base that a configuration names.
 
-
-def adapter_sha256(target: Target, variant: str) -> str:
-    """Hash of the weights of a variant's last adapter, as they lie on disk."""
-    path = target.run.round_adapter(variant, target.rounds(variant)) / WEIGHTS
-    return canonical.sha256_hex(path.read_bytes())
+    Raises:
+        ModelError: The base can't be opened, or the adapter can't be read.
+    """
+    base, tokenizer = warm_base(config.model, cache)
+    return GivenAdapter(adapter, load_adapter(adapter), base, Corpus(config, tokenizer))

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from sordino.client.probe import record_gradients, token_scores
 from sordino.core.errors import AuditError, expected
 from sordino.privacy.canaries import Canary
-from sordino.sim.audit.target import Target, texts_of
+from sordino.sim.audit.target import Target
 
 TierName = Literal["quick", "full"]
 
@@ -58,8 +58,8 @@ def estimated_seconds(target: Target, tier: Tier, canaries: list[Canary]) -> flo
 
     Prompts aren't in it: they are timed by their own first answers.
     """
-    texts = texts_of({u: target.data(u) for u in target.users[:1]}, "train")[:8]
-    records = target.encode(texts)
+    texts = target.corpus.texts("train", target.corpus.users[:1])[:8]
+    records = target.corpus.encode(texts)
     if not records:
         return 0.0
     token_scores(target.base.decoder, None, records)  # the first pass pays for opening the file
@@ -71,7 +71,7 @@ def estimated_seconds(target: Target, tier: Tier, canaries: list[Canary]) -> flo
     record_gradients(target.base.decoder, start, target.trained(1), records[:4], scale=target.scale)
     gradient = (time.perf_counter() - started) / len(records[:4])
     variants, rounds = len(target.variants), target.rounds(target.main)
-    held = sum(map(len, (texts_of({u: target.data(u)}, "train") for u in target.users)))
+    held = len(target.corpus.texts("train"))
     passes = 2 * min(tier.texts, held) * (2 + tier.full) * variants
     secrets = sum(canary.purpose == "exposure" for canary in canaries)
     bound = len(canaries) - secrets

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.client.data.tokens import TokenRecord
+from sordino.client.lora import LoraAdapter
 from sordino.client.probe import alignment, flat, record_gradients, token_scores
 from sordino.privacy.canaries import Canary
 from sordino.privacy.plan import CentralPlan, Plan
@@ -45,7 +46,7 @@ def sights(
     """
     variant = variant or target.main
     rounds = target.rounds(variant)
-    encoded = target.encode([canary.text for canary in canaries])
+    encoded = target.corpus.encode([canary.text for canary in canaries])
     found: list[Sight] = []
     if not isinstance(target.plan(variant), CentralPlan):
         total = np.zeros(len(canaries))
@@ -74,7 +75,7 @@ def _aligned(
     start, trained = target.tensors(variant, number - 1), target.trained(number)
     plan = target.plan(variant)
     clip_norm = plan.clip_norm if isinstance(plan, Plan) else None
-    for index, user in enumerate(target.users):
+    for index, user in enumerate(target.corpus.users):
         own = [i for i, canary in enumerate(canaries) if canary.client == user]
         update = target.update(variant, number, index) if own else None
         if update is None:
@@ -89,5 +90,5 @@ def _aligned(
 def _losses(
     target: Target, adapter: tuple[str, int] | None, encoded: Sequence[TokenRecord]
 ) -> Scores:
-    over = target.adapter(*adapter) if adapter else None
+    over = LoraAdapter(target.tensors(*adapter), scale=target.scale) if adapter else None
     return np.array([s.loss for s in token_scores(target.base.decoder, over, encoded)])

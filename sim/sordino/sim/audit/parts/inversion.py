@@ -36,7 +36,7 @@ def inversions(target: Target) -> list[tuple[str, Inversion]]:
     name = names[0]
     found: list[tuple[str, Inversion]] = []
     update = target.update(target.main, 1, 0)
-    records = _records(target, target.users[0])
+    records = _records(target, target.corpus.users[0])
     if update is not None and records:
         noise = _noise_of_update(target)
         found.append(
@@ -52,7 +52,7 @@ def inversions(target: Target) -> list[tuple[str, Inversion]]:
     if isinstance(plan, Plan):
         noise = plan.noise_multiplier * plan.clip_norm
         noised = _clipped(gradient, plan.clip_norm)
-        noised = noised + target.rng("inversion").normal(0.0, noise, noised.shape)
+        noised = noised + target.corpus.rng("inversion").normal(0.0, noise, noised.shape)
         said = f"{said}, with the plan's noise"
         found.append((said, _measure(target, name, noised, [easy], noise, said)))
     return found
@@ -63,8 +63,8 @@ def _reads(name: str) -> bool:
 
 
 def _records(target: Target, user: str) -> tuple[TokenRecord, ...]:
-    encoded = target.tokenizer.encode_records(
-        target.data(user).train, target.config.data.max_tokens
+    encoded = target.corpus.tokenizer.encode_records(
+        target.corpus.data(user).train, target.config.data.max_tokens
     )
     return encoded.records
 
@@ -80,7 +80,7 @@ def _easy_record(target: Target, records: Sequence[TokenRecord]) -> TokenRecord 
 
 def _gradient(target: Target, name: str, record: TokenRecord) -> NDArray[np.float64]:
     """Of a tensor of the first layer, at an adapter whose B isn't zero."""
-    rng = target.rng("B")
+    rng = target.corpus.rng("B")
     start: Tensors = {
         key: value if ".lora_A." in key else rng.normal(0, 0.02, value.shape).astype(np.float32)
         for key, value in target.tensors(target.main, 0).items()
@@ -116,7 +116,9 @@ def _measure(
         inputs = inputs @ _first(target.tensors(target.main, 0), name).T
     read = sorted({int(i) for record in records for i in record.ids[:-1]})
     others = np.setdiff1d(np.arange(len(inputs)), read)
-    chosen = target.rng("absent").choice(others, size=min(_ABSENT, len(others)), replace=False)
+    chosen = target.corpus.rng("absent").choice(
+        others, size=min(_ABSENT, len(others)), replace=False
+    )
     found = span_check(update, inputs, noise=noise)
     return Inversion(
         what=what,

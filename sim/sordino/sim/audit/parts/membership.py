@@ -17,7 +17,7 @@ from sordino.client.lora import LoraAdapter
 from sordino.client.probe import TokenScores, token_scores
 from sordino.core.errors import AuditError
 from sordino.privacy.audit import Membership, attacks, count_doubles
-from sordino.sim.audit.target import Target, texts_of
+from sordino.sim.audit.target import Deployed, last_adapter
 
 _PREFIX = 7  # non-members before each text for ReCaLL
 
@@ -34,12 +34,12 @@ class Texts:
 
 
 def membership(
-    target: Target, variant: str, most: int, tick: Tick, *, full: bool = False
+    target: Deployed, variant: str, most: int, tick: Tick, *, full: bool = False
 ) -> list[Membership]:
     """Run the attacks of a user on a variant's last adapter.
 
     Args:
-        target: The run.
+        target: The adapters, and the texts that they were trained on.
         variant: Whose adapter.
         most: Texts of each kind, drawn by the run's seed.
         tick: Told of each pass over the texts.
@@ -50,7 +50,7 @@ def membership(
     """
     chosen = _choose(target, most)
     base = _score(target, None, chosen.encoded, tick)
-    own = _score(target, target.adapter(variant, target.rounds(variant)), chosen.encoded, tick)
+    own = _score(target, last_adapter(target, variant), chosen.encoded, tick)
     found = {
         "loss": attacks.loss_score(_log_probs(own)),
         "zlib": attacks.zlib_score(_log_probs(own), chosen.texts),
@@ -66,12 +66,11 @@ def membership(
     return [_measure(name, scores, chosen) for name, scores in found.items()]
 
 
-def _choose(target: Target, most: int) -> Texts:
-    data = {user: target.data(user) for user in target.users}
-    rng = target.rng("membership")
+def _choose(target: Deployed, most: int) -> Texts:
+    rng = target.corpus.rng("membership")
     sides = []
     for part in ("train", "held_out"):
-        texts = [text for text in texts_of(data, part) if text.strip()]
+        texts = target.corpus.texts(part)
         picked = sorted(rng.permutation(len(texts))[:most].tolist())
         sides.append([texts[i] for i in picked])
     if min(map(len, sides)) < 2:
@@ -79,11 +78,11 @@ def _choose(target: Target, most: int) -> Texts:
             f"expected at least 2 records trained on and 2 held out, got {len(sides[0])} and "
             f"{len(sides[1])}: there is nothing to tell apart"
         )
-    return Texts(sides[0] + sides[1], target.encode(sides[0] + sides[1]), len(sides[0]))
+    return Texts(sides[0] + sides[1], target.corpus.encode(sides[0] + sides[1]), len(sides[0]))
 
 
 def _score(
-    target: Target, adapter: LoraAdapter | None, encoded: Sequence[TokenRecord], tick: Tick
+    target: Deployed, adapter: LoraAdapter | None, encoded: Sequence[TokenRecord], tick: Tick
 ) -> list[TokenScores]:
     found = token_scores(target.base.decoder, adapter, encoded)
     tick()
@@ -95,11 +94,11 @@ def _log_probs(scores: Sequence[TokenScores]) -> list[NDArray[np.float32]]:
 
 
 def _recall(
-    target: Target, variant: str, chosen: Texts, own: Sequence[TokenScores], tick: Tick
+    target: Deployed, variant: str, chosen: Texts, own: Sequence[TokenScores], tick: Tick
 ) -> NDArray[np.float64]:
     """ReCaLL: how much less likely a text is after others that weren't trained on."""
     ids = [record.ids for record in chosen.encoded[chosen.members :][:_PREFIX]]
-    room = target.base.decoder.architecture.positions - target.config.data.max_tokens
+    room = target.base.decoder.architecture.positions - target.corpus.config.data.max_tokens
     prefix = np.concatenate(ids)[-max(room, 1) :].astype(np.int32)
     joined = [
         TokenRecord(
@@ -108,7 +107,7 @@ def _recall(
         )
         for record in chosen.encoded
     ]
-    adapter = target.adapter(variant, target.rounds(variant))
+    adapter = last_adapter(target, variant)
     after = _score(target, adapter, joined, tick)
     return np.asarray(attacks.recall_score(_log_probs(own), _log_probs(after)))
 

@@ -11,7 +11,7 @@ from sordino.client.generate import GenerationModel, generate
 from sordino.privacy.audit import Attempt, Leak, PromptLeakage, Stage, best, leak, readings
 from sordino.sim.audit.hidden import TARGETS, Attack, Setting, draw_setting
 from sordino.sim.audit.parts.secrets import written_by
-from sordino.sim.audit.target import Target
+from sordino.sim.audit.target import Deployed
 
 _NEW_TOKENS = 128
 _BATCH = 16
@@ -41,30 +41,30 @@ class Talker:
         return [self.tokenizer.decode(one.ids).strip() for one in done.completions]
 
 
-def can_talk(target: Target) -> bool:
+def can_talk(target: Deployed) -> bool:
     """Whether the base's tokenizer has a chat template: without one there is no prompt to leak."""
-    return target.tokenizer.template is not None
+    return target.corpus.tokenizer.template is not None
 
 
 def prompt_leakage(
-    target: Target, what: str, settings: int, labels: Mapping[str, str], tick: Tick
+    target: Deployed, what: str, settings: int, labels: Mapping[str, str], tick: Tick
 ) -> PromptLeakage:
     """Attack settings of one kind in the base and in every variant of a run.
 
     Args:
-        target: The run; its base must be one that can be talked to.
+        target: The adapters; their base must be one that can be talked to.
         what: One of `hidden.TARGETS`.
         settings: How many; of the further targets a third.
         labels: The variants' names in the report.
         tick: Told of each stage.
     """
     count = settings if what == "system prompt" else max(4, settings // _OTHERS)
-    rng = target.rng(f"prompts {what}")
+    rng = target.corpus.rng(f"prompts {what}")
     drawn = [draw_setting(what, rng) for _ in range(count)]
     unseen = [draw_setting(what, rng) for _ in range(count)]
     stages = []
     for variant in (None, *target.variants):
-        talker = Talker(written_by(target, variant), target.tokenizer)
+        talker = Talker(written_by(target, variant), target.corpus.tokenizer)
         attempts = attack_all(talker, drawn, unseen, TARGETS[what])
         stages.append(Stage(name=labels[variant] if variant else "base", attempts=attempts))
         tick()

@@ -8,23 +8,22 @@ from sordino.client.generate import GenerationModel, prepare
 from sordino.client.probe import complete_suffixes, rank_candidates
 from sordino.privacy.audit import Exposure, Extraction, Suffix, rank_of
 from sordino.privacy.canaries import Canary
-from sordino.sim.audit.target import Target
+from sordino.sim.audit.target import Deployed
 from sordino.sim.audit.wording import CODES, secret_of
 
 Tick = Callable[[], None]
 
 
-def written_by(target: Target, variant: str | None) -> GenerationModel:
+def written_by(target: Deployed, variant: str | None) -> GenerationModel:
     """A variant's last adapter over the base, ready to write; None: the base alone."""
     model = prepare(target.base.decoder)
     if variant is None:
         return model
-    tensors = target.tensors(variant, target.rounds(variant))
-    return model.with_adapter(tensors, scale=target.scale)
+    return model.with_adapter(target.last(variant), scale=target.scale)
 
 
 def code_ranks(
-    target: Target, variant: str, secrets: Sequence[Canary], tick: Tick
+    target: Deployed, variant: str, secrets: Sequence[Canary], tick: Tick
 ) -> tuple[float, ...]:
     """The rank of each true code among all, by how much likelier the adapter made each.
 
@@ -58,11 +57,11 @@ def exposure(ranks: Sequence[float], secrets: Sequence[Canary], coins: Sequence[
 
 
 def suffixes(
-    target: Target, variant: str, canaries: Sequence[Canary], tick: Tick
+    target: Deployed, variant: str, canaries: Sequence[Canary], tick: Tick
 ) -> list[tuple[int, float, int]]:
     """For each canary, its second half after its first: tokens, log-probability, greedy matches."""
     model = written_by(target, variant)
-    ids = [record.ids.tolist() for record in target.encode([c.text for c in canaries])]
+    ids = [record.ids.tolist() for record in target.corpus.encode([c.text for c in canaries])]
     halves = [max(1, len(row) // 2) for row in ids]
     found = complete_suffixes(
         model,
@@ -90,14 +89,14 @@ def extraction(found: Sequence[tuple[int, float, int]], coins: Sequence[bool]) -
     )
 
 
-def _codes(target: Target, lead: str) -> tuple[list[int], list[tuple[int, ...]]]:
+def _codes(target: Deployed, lead: str) -> tuple[list[int], list[tuple[int, ...]]]:
     """The tokens that all sentences with this lead begin with, and how each goes on to its code."""
     encoded = [
-        target.tokenizer.tokenizer.encode(f"{lead} {code:03d}", add_special_tokens=False).ids
+        target.corpus.tokenizer.tokenizer.encode(f"{lead} {code:03d}", add_special_tokens=False).ids
         for code in range(CODES)
     ]
     shortest = min(map(len, encoded))
     same = next((i for i in range(shortest) if len({row[i] for row in encoded}) > 1), shortest - 1)
-    bos = target.tokenizer.bos_id
+    bos = target.corpus.tokenizer.bos_id
     prompt = [*([] if bos is None else [bos]), *encoded[0][:same]]
     return prompt, [tuple(row[same:]) for row in encoded]
