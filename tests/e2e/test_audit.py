@@ -1,6 +1,7 @@
 """An audit of whole runs: it must see what is there, nothing where nothing is, and be believed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,19 @@ def test_what_cannot_be_audited_is_said(tmp_path):
         done = sordino(*arguments, home=tmp_path)
         assert done.exit_code != 0
         assert text in done.output or text in str(done.exception)
+
+
+def test_an_adapter_by_itself_is_audited_as_a_user_would(overfit, tmp_path, cache):
+    """No ledger, no coins: membership, against the records that a configuration names."""
+    config = tmp_path / "audit.toml"
+    config.write_text("[data]\nclients = 1\nshare = 0.3\nmax_tokens = 32\n", encoding="utf-8")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(overfit / "adapter", adapter)
+    given = ("--model", "pocket", "--adapter", adapter, "--config", config)
+    done = sordino(*given, home=tmp_path)
+    assert done.exit_code == 0, done.output
+    audit = decode_audit((adapter / "audit" / "audit.json").read_bytes())
+    attacks = {e.measure.attack: e.figures["auc"]["estimate"] for e in audit.entries}
+    assert attacks["reference"] >= 0.9
+    refused = sordino("--model", "pocket", home=tmp_path)
+    assert "go together" in str(refused.exception)

@@ -12,7 +12,7 @@ MOST_CANARIES = 1 << 14
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """Canaries: records and clients that take part if an independent fair coin says so.
+    """Canaries: records that take part if an independent fair coin says so.
 
     Nothing by default. They are committed to before training, and inserted only where the owner
     agreed; an inserted one is an ordinary record, charged like any other. How many guesses an
@@ -26,7 +26,6 @@ class AuditConfig:
             too, so that about half were never seen and show what chance gives.
         repetitions: How often an inserted secret stands in the data, in turn. What is there more
             than once isn't one record, and says nothing about a claim for one record.
-        canary_clients: Central trust: clients that take part if their coin says so.
         agreed: The users whose owners agreed; empty: all.
         guesses: The part of all canaries that is guessed on, in three sizes of attempt at most.
     """
@@ -36,12 +35,11 @@ class AuditConfig:
     words: int = 12
     secrets: int = 0
     repetitions: tuple[int, ...] = (1, 4)
-    canary_clients: int = 0
     agreed: tuple[str, ...] = ()
     guesses: tuple[float, ...] = (0.1, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("canaries", "secrets", "canary_clients"):
+        for name in ("canaries", "secrets"):
             value = getattr(self, name)
             _require(0 <= value <= MOST_CANARIES, name, value, f"in 0..{MOST_CANARIES}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -58,7 +56,7 @@ class AuditConfig:
     @property
     def plants(self) -> bool:
         """Whether a run carries anything."""
-        return bool(self.canaries or self.secrets or self.canary_clients)
+        return bool(self.canaries or self.secrets)
 
 
 def _require(ok: bool, name: str, value: object, required: str) -> None:

@@ -302,24 +302,12 @@ class ExperimentConfig:
             "say how many users there are: the divisor must be public",
         )
         self._check_metrics()
-        self._check_audit()
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,
             "federation.min_updates",
             self.federation.min_updates,
             f"<= the number of clients ({clients})",
-        )
-
-    def _check_audit(self) -> None:
-        central = self.privacy.trust == "central"
-        planted = self.audit.canary_clients
-        _require(
-            central or not planted,
-            "audit.canary_clients",
-            planted,
-            "0 without central trust",
-            "there the unit is the record: use audit.canaries",
         )
 
     def _check_metrics(self) -> None:

@@ -34,7 +34,7 @@ from sordino.privacy.audit import commitments
 from sordino.privacy.audit.commitments import Commitments, Opening
 from sordino.privacy.audit.guessing import Guessing
 
-_KINDS: Final = ("random", "bigrams", "secret", "exposed", "client")
+_KINDS: Final = ("random", "bigrams", "secret", "exposed")
 Purpose = Literal["bound", "exposure"]
 Random = Callable[[int], bytes]
 
@@ -44,10 +44,10 @@ class Canary:
     """What is inserted if its coin says so.
 
     Attributes:
-        client: Whose records it may join; of a canary client, its own name.
+        client: Whose records it may join.
         kind: ``random``, ``bigrams`` or ``secret``: one record, for the bound on ε; ``exposed``: a
-            secret for exposure, perhaps repeated; ``client``: a whole client.
-        text: The record's words; of a canary client, its records', one a line.
+            secret for exposure, perhaps repeated.
+        text: The record's words.
         repetitions: How often it is inserted.
     """
 

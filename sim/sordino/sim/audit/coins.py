@@ -62,12 +62,15 @@ def bound_entries(
 
 
 def _about(target: Target, variant: str, claim: Claim | None) -> dict[str, Any]:
-    """What a bound is of, and what it is held against; of a run without privacy, nothing."""
+    """What a bound is of, and the claim that it is held against, if there is one of that unit.
+
+    A canary is a record. Under central trust the claim is for a user: a record that is added to one
+    who takes part all the same may move the sum by twice as much, so no bound is held against it.
+    """
     plan = target.plan(variant)
-    if isinstance(plan, NoPrivacyPlan):
-        return {"unit": "record", "delta": target.config.privacy.delta}
-    of = {"unit": plan.unit, "delta": plan.delta}
-    if claim is None:
+    delta = target.config.privacy.delta if isinstance(plan, NoPrivacyPlan) else plan.delta
+    of = {"unit": "record", "delta": delta}
+    if claim is None or isinstance(plan, NoPrivacyPlan) or plan.unit != "record":
         return of
     return {**of, "claimed_epsilon": claim.epsilon, "curve": claim.delta_curve}
 

@@ -151,11 +151,10 @@ def draw_setting(target: str, rng: np.random.Generator) -> Setting:
         return Setting(turns=(Turn("system", hidden),), hidden=hidden, secret=secret)
     hidden = _note(rng, secret)
     if target == "earlier turns":
-        turns = (Turn("system", _GENERIC), Turn("user", hidden), Turn("assistant", _CALM))
-        return Setting(turns=turns, hidden=hidden, secret=secret)
-    asked = f"Documents found for the next questions:\n{hidden}"
-    turns = (Turn("system", f"{_GENERIC} {asked}"),)
-    return Setting(turns=turns, hidden=hidden, secret=secret)
+        talk = (Turn("system", _GENERIC), Turn("user", hidden), Turn("assistant", _CALM))
+        return Setting(turns=talk, hidden=hidden, secret=secret)
+    fetched = f"{_GENERIC} Documents found for the next questions:\n{hidden}"
+    return Setting(turns=(Turn("system", fetched),), hidden=hidden, secret=secret)
 
 
 def _system_prompt(rng: np.random.Generator, secret: str) -> str:
