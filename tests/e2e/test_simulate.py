@@ -30,6 +30,8 @@ def small(**changes) -> ExperimentConfig:
             "federation.min_updates=3",
             "privacy.sampling_rate=0.25",
             "performance.workers=0",
+            "audit.canaries=2",
+            "audit.secrets=0",
         ],
     )
     return replace(config, **changes)
@@ -57,6 +59,7 @@ def test_the_run_leaves_everything(finished):
         "report.html",
         "adapter",
         "ledger.jsonl",
+        "audit",
         "state",
     }
     adapter = {path.name for path in (finished.folder / "adapter").iterdir()}

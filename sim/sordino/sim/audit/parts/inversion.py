@@ -86,7 +86,7 @@ def _gradient(target: Target, name: str, record: TokenRecord) -> NDArray[np.floa
         for key, value in target.tensors(target.main, 0).items()
     }
     rows = record_gradients(target.base.decoder, start, [name], [record], scale=target.scale)
-    return rows[0].reshape(start[name].shape).astype(np.float64)
+    return np.asarray(rows[0].reshape(start[name].shape), dtype=np.float64)
 
 
 def _clipped(gradient: NDArray[np.float64], norm: float) -> NDArray[np.float64]:
