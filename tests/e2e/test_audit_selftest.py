@@ -24,6 +24,9 @@ def test_every_fault_is_caught_and_the_real_mechanism_raises_no_alarm(tmp_path):
         assert trial.broken["alarm"], fault
         assert not trial.real["alarm"], fault
         assert trial.passed
+    for fault in ("noise at a tenth of what was accounted", "no clipping"):
+        broken = found[fault].broken
+        assert broken["epsilon_lower"] >= 0.6 * broken["ceiling"], fault
 
 
 @pytest.mark.slow
