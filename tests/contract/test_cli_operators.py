@@ -104,8 +104,10 @@ def test_devices_are_listed_revoked_and_cleared(at: Operated) -> None:
     at.finish_round("d2")
     at.online.add("d1")
     table = good(at, "devices", "list")
-    for word in ("d0", "offline", "online", "entry 1"):
+    for word in ("d0", "offline", "online", "1970-01-01"):
         assert word in table
+    row = next(line for line in table.splitlines() if line.split()[:1] == ["d0"])
+    assert re.fullmatch(r"d0 +d0 +offline +\d+ (s|min) +1970-01-01 +1 +0 +1", row.strip())
     listed = read(at, "devices", "list")
     assert [device["state"] for device in listed] == ["offline", "online", "offline"]
     assert set(listed[0]) == {

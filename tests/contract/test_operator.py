@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import grpc
 import pytest
 from support.central import make_central
 from support.devices import coordinator, until
-from support.federation import make_plan
+from support.federation import make_metric, make_plan
 from support.fleets import RUN, get, rows_of
 from support.members import DAY
 from support.operators import Operated, add_operator, operated
@@ -99,7 +100,27 @@ def test_every_epsilon_comes_with_all_that_it_means(at: Operated) -> None:
         assert one.sampling == "poisson"
         assert one.trust == "local"
         assert "PLD" in one.accountant
-        assert one.scope == "all 3 announced rounds of the run, and no other"
+        assert one.scope == "all 3 announced rounds of the run, no other"
+
+
+def test_paid_looks_are_part_of_the_run_that_buys_them(at: Operated) -> None:
+    metric = make_metric()
+    at.start(metric=metric.canonical())
+    at.finish_round()
+    at.look("d2")
+    assert [run.run_id for run in at.client.runs()] == [RUN]
+    assert refusal(at.client.run, f"{RUN}:loss") == "unknown-run"
+    plan = make_plan()
+    events = [plan.round_event()] * 3 + [metric.round_event()] * 3
+    wanted = guarantee(plan, events, composition="").epsilon_pld
+    record, _ = at.client.run(RUN).epsilon
+    assert record.epsilon == wanted > guarantee(plan, events[:3], composition="").epsilon_pld
+    assert "3 announced rounds of the run and 3 looks at its metric" in record.scope
+    (look,) = at.client.rounds(f"{RUN}:loss")
+    assert (look.asked, look.received, look.state) == (3, 2, operator_pb2.ROUND_STATE_DONE)
+    measured = rows_of(at.fleet, Event, kind="metric-measured")[0].number
+    event = next(iter(at.client.watch(after=measured - 1)))
+    assert event.run == at.client.run(RUN)
 
 
 def test_devices_and_the_heads_of_their_ledgers(at: Operated) -> None:
@@ -319,6 +340,15 @@ def test_a_watch_goes_on_after_a_restart_of_the_coordinator(tmp_path: Path) -> N
     assert told == [number, number + 1]
 
 
+def until_stuck(at: Operated) -> None:
+    """Wait until nothing more is sent for longer than an answer may take to be taken."""
+    sent, since = -1, time.monotonic()
+    while time.monotonic() - since < 1.5:
+        if (now := at.service.figures().bytes_down) != sent or not now:
+            sent, since = now, time.monotonic()
+        time.sleep(0.05)
+
+
 def test_who_does_not_keep_up_is_cut_off(tmp_path: Path) -> None:
     with operated(tmp_path, message_s=0.5) as at:
         at.start()
@@ -331,9 +361,10 @@ def test_who_does_not_keep_up_is_cut_off(tmp_path: Path) -> None:
             stub = channel.unary_stream(f"/{SERVICE}/Watch")
             call = stub(contract.to_bytes(operator_pb2.WatchRequest(after=1)))
             until(lambda: at.service.watching() == 1)
-            until(lambda: at.service.watching() == 0)
+            until_stuck(at)
             with pytest.raises(grpc.RpcError) as caught:
                 list(call)
+        until(lambda: at.service.watching() == 0)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert b"too-slow" in dict(caught.value.trailing_metadata())[contract.TRAILER]
 
@@ -436,29 +467,29 @@ def test_no_call_without_tls(at: Operated) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize(
-    ("method", "data", "reason"),
-    [
-        ("ListRuns", b"\x7a\x00", "unknown-field"),
-        ("GetRun", b"", "missing-field"),
-        ("GetRun", b"\x0a\x05ab", "truncated"),
-        ("StartRun", b"\x0a" + b"\x01a" * 200_000, "too-long"),
-        ("PauseRun", b"\x0a\x01a\x0a\x01b", "field-twice"),
-        ("AddRounds", b"\x0a\x01a\x12\x01b", "missing-field"),
-        ("ChangeCohort", b"\x0a\x01a\x12\x01b\x18\xff\xff\xff\x7f", "bad-number"),
-        ("Watch", b"\x10\x80\x00", "bad-number"),
-        ("Export", b"\x0a\x05run-1\x10\x05\x22\x01a", "wrong-length"),
-    ],
-)
-def test_what_the_gate_refuses(tmp_path: Path, method: str, data: bytes, reason: str) -> None:
-    with operated(tmp_path, devices=0) as at:
+REFUSED = [
+    ("ListRuns", b"\x7a\x00", "unknown-field"),
+    ("GetRun", b"", "missing-field"),
+    ("GetRun", b"\x0a\x05ab", "truncated"),
+    ("StartRun", b"\x0a" + b"\x01a" * 200_000, "too-long"),
+    ("PauseRun", b"\x0a\x01a\x0a\x01b", "field-twice"),
+    ("AddRounds", b"\x0a\x01a\x12\x01b", "missing-field"),
+    ("ChangeCohort", b"\x0a\x01a\x12\x01b\x18\xff\xff\xff\x7f", "bad-number"),
+    ("Watch", b"\x10\x80\x00", "bad-number"),
+    ("Export", b"\x0a\x05run-1\x10\x05\x22\x01a", "wrong-length"),
+]
+
+
+def test_what_the_gate_refuses(at: Operated) -> None:
+    before = len(rows_of(at.fleet, Event))
+    for method, data, reason in REFUSED:
         call = raw(at).unary_stream(f"/{SERVICE}/{method}")(data, timeout=30)
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         trailers = dict(caught.value.trailing_metadata() or ())
-        assert contract.decode_failure(trailers[contract.TRAILER]).reason == reason
+        assert contract.decode_failure(trailers[contract.TRAILER]).reason == reason, method
         assert caught.value.code().name == contract.REASONS[reason].code
-        assert not rows_of(at.fleet, Event)
+    assert len(rows_of(at.fleet, Event)) == before
 
 
 def test_a_fault_of_the_coordinator_tells_nothing(at: Operated) -> None:

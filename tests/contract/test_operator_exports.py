@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.central import make_central
-from support.federation import LORA, MANIFEST, initial, make_plan
+from support.federation import LORA, MANIFEST, initial, make_metric, make_plan
 from support.fleets import RUN
 from support.operators import EXPERIMENT, Operated, operated
 
@@ -73,6 +73,21 @@ def test_a_runs_folder(at: Operated, tmp_path: Path) -> None:
     again = at.client.export(RUN, RUN_ZIP, tmp_path / "again.zip")
     assert again == artefact
     assert oct((at.folder / "exports" / artefact.sha256).stat().st_mode)[-3:] == "600"
+
+
+def test_what_was_measured_goes_along(at: Operated, tmp_path: Path) -> None:
+    metric = make_metric()
+    at.start(metric=metric.canonical())
+    at.finish_round("d0", "d1")
+    at.look("d2")
+    at.client.export(RUN, RUN_ZIP, tmp_path / "run.zip")
+    files = unpacked(tmp_path / "run.zip")
+    assert files["metric.json"] == metric.canonical()
+    wanted = {"look": 1, "metric": "loss", "value": 2.5, "noise_std": 0.25, "answers": 2}
+    assert lines(files["metrics.jsonl"]) == [wanted]
+    told = [(one["run_id"], one["device_id"]) for one in lines(files["receipts.jsonl"])]
+    assert told == [(RUN, "d2"), (f"{RUN}:loss", "d0"), (f"{RUN}:loss", "d1")]
+    assert [one["device_id"] for one in lines(files["heads.jsonl"])] == ["d0", "d1", "d2"]
 
 
 def test_an_adapter_that_peft_reads(at: Operated, tmp_path: Path) -> None:

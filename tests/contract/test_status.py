@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import fleets
 from support.central import make_central
-from support.federation import make_plan
+from support.federation import make_metric, make_plan
 from support.fleets import RUN, get
 from support.members import DAY
 from support.operators import Operated, operated
@@ -106,6 +106,27 @@ def test_an_answer_that_was_refused_counts_as_released(at: Operated, page: Shown
     plan = make_plan()
     one = formats.epsilon(guarantee(plan, [plan.round_event()], composition="").epsilon_pld)
     assert f" 1 1 {one} not bounded" in text(page.ask()[1])
+
+
+def test_paid_looks_are_counted_and_shown(at: Operated, page: Shown) -> None:
+    metric, plan = make_metric(), make_plan()
+    at.start(metric=metric.canonical())
+    at.finish_round("d2")
+    at.look("d0")
+    at.look()
+    seen = text(page.ask()[1])
+    rounds, look = plan.round_event(), metric.round_event()
+    # d2 sold two looks and answered no round; d0 a round and a look; d1 a round and two looks.
+    for devices, answers, events in (
+        (1, 2, [look, rounds]),
+        (1, 2, [look, look]),
+        (1, 3, [look, look, rounds]),
+    ):
+        epsilon = formats.epsilon(guarantee(plan, events, composition="").epsilon_pld)
+        assert f" {devices} {answers} {epsilon} not bounded" in seen
+    assert "2 loss 2.500 0.250 2" in seen
+    assert 'sordino_run_metric{run="run-1",metric="loss"} 2.5' in page.ask("/metrics")[1]
+    assert f"{RUN}:loss" not in seen
 
 
 def test_the_tally_of_rounds_that_are_over_is_the_same_as_a_new_count(

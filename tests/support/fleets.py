@@ -105,13 +105,13 @@ def enrol(made, count):
             assert members.admit(name, device, certificate)
 
 
-def start(made, folder, base="", **changes):
+def start(made, folder, base="", request_id="start", **changes):
     """Start a run, on a base of a few bytes if none is kept."""
     if not base:
         source = folder / "base.gguf"
         source.write_bytes(b"GGUF")
         base = fr.keep_base(made, source)
-    return fr.start_run(made, "start", new_run(base, **changes))
+    return fr.start_run(made, request_id, new_run(base, **changes))
 
 
 def step(made, work, run_id=RUN, among=None):

@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 from support import llama_files
-from support.serving import serve
+from support.http_files import serve
 
 from sordino.client.model.download import Remote, download
 from sordino.client.model.fetch import (

@@ -46,10 +46,11 @@ from sordino.privacy.ledger.keys import LedgerKey
 from sordino.privacy.plan import decode_plan
 from sordino.server import fleet_rounds as fr
 from sordino.server.bell import Bell
-from sordino.server.fleet_run import drive
-from sordino.server.grid import Coordinator
+from sordino.server.fleet_run import DurableRounds, drive
+from sordino.server.grid import Coordinator, FleetGrid
 from sordino.server.release import Releases
 from sordino.server.store import Accepted, Artefacts, Event, Head, Round, Run, Task
+from sordino.server.strategy import RoundReport
 
 KEY = LedgerKey.generate()
 PLAN = make_plan()
@@ -241,6 +242,72 @@ def test_what_an_operator_says_takes_effect_between_two_rounds(tmp_path):
         assert len(rows_of(made, Event, kind="round-published")) == 5
 
 
+def test_a_round_waits_for_enough_devices_that_are_connected(tmp_path):
+    bell, online, looks = Bell(), {"d0"}, []
+
+    def connected():
+        looks.append(len(online))
+        return set(online)
+
+    with (
+        fleets.fleet(tmp_path, devices=4, at=bell.hook()) as made,
+        fleets.driving(made, bell, tmp_path, online=connected),
+    ):
+        start(made, tmp_path, PLAN, cohort=4, min_updates=2)
+        fleets.until(bell, lambda: 1 in looks)
+        assert get(made, Round, RUN, 1).state == "planned"
+        online.add("d3")
+        bell.ring()
+        fleets.until(bell, lambda: get(made, Round, RUN, 1).state == "open")
+        assert sorted(task.device_id for task in rows_of(made, Task)) == ["d0", "d3"]
+
+
+def test_what_a_round_made_that_counts_no_more_is_forgotten(tmp_path):
+    bell = Bell()
+    with (
+        fleets.fleet(tmp_path, devices=1, at=bell.hook()) as made,
+        flower.task_identity(run_id=1, node_id=1),
+    ):
+        start(made, tmp_path, PLAN)
+        coordinator = Coordinator(fleet=made, bell=bell, work=fr.AdapterWork(made))
+        rounds = DurableRounds(coordinator=coordinator, run_id=RUN, releases=fleets.no_releases)
+        turn = rounds.next()
+        grid = FleetGrid(coordinator, RUN)
+        grid.push_messages(turn.strategy.open_round(1, turn.adapter, turn.node_ids))
+        task = fr.task_for(made, "d0")
+        fr.decline(made, "d0", task.task_id, "unavailable")
+        assert fr.close_round(made, coordinator.work, RUN, 1).state == "failed"
+        nothing = RoundReport(
+            round=1, sent=1, received=1, dropped=(), bytes_down=0, bytes_up=0, wall_s=0.0
+        )
+        assert not rounds.keep(turn, {**turn.adapter, **filled(0.5)}, nothing)
+        after = rounds.next()
+        assert (after.number, after.drawn, after.made) == (2, False, None)
+        assert all((after.adapter[name] == tensor).all() for name, tensor in initial().items())
+
+
+def test_two_runs_go_on_beside_each_other(tmp_path):
+    names, bell = (RUN, "run-2"), Bell()
+    plans = {name: make_plan(run_id=name, rounds=2) for name in names}
+
+    def answer(task):
+        value = 0.01 if task.run_id == RUN else 0.02
+        return update(task.round, plans[task.run_id], filled(value, task.round))
+
+    with (
+        fleets.fleet(tmp_path, devices=3, at=bell.hook()) as made,
+        fleets.answering(made, bell, answer),
+        fleets.driving(made, bell, tmp_path),
+    ):
+        for name in names:
+            start(made, tmp_path, plans[name], run_id=name, request_id=name)
+        fleets.until(bell, lambda: all(get(made, Run, name).state == "done" for name in names))
+        for name, value in zip(names, (0.02, 0.04), strict=True):
+            after = tensors_after(made, get(made, Run, name).adapter)
+            trained = filled(0.0)
+            assert all(np.allclose(after[each], value) for each in trained)
+
+
 def test_a_stop_ends_the_round_and_its_driver(tmp_path):
     bell = Bell()
     with fleets.fleet(tmp_path, devices=3, at=bell.hook()) as made:
@@ -273,6 +340,8 @@ def test_a_driver_that_failed_takes_the_run_up_again(tmp_path, monkeypatch):
         fleets.until(bell, lambda: get(made, Run, RUN).state == "done")
         assert full == []
         assert get(made, Round, RUN, 1).state == "published"
+        (alarm,) = rows_of(made, Event, kind="alarm-run-waits")
+        assert "OSError" in alarm.detail
 
 
 # --- paid looks ----------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, toml, said):
         load_fleet(written(tmp_path, toml))
 
 
+def test_plain_text_is_for_this_machine_alone(tmp_path):
+    config = load_fleet(written(tmp_path, ""))
+    with pytest.raises((ConfigError, TrustError), match="loopback"):
+        config.service_settings(None, insecure_loopback=True)
+
+
 def test_a_file_that_is_not_there_and_a_password_that_is_not_shown(tmp_path):
     with pytest.raises(ConfigError, match="can't read"):
         load_fleet(tmp_path / "fleet.toml")

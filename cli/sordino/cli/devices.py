@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -16,8 +15,9 @@ from sordino.cli.operators import (
     REQUEST_ID,
     YES,
     Format,
+    ago,
     called,
-    moment,
+    day,
     new_request_id,
     print_json,
     print_table,
@@ -48,26 +48,26 @@ def list_(
     if format_ is Format.json:
         print_json(devices)
         return
-    columns = {"device": "left", "name": "left", "state": "left", "last seen": "left"}
-    more = {"certificate ends": "left", "accepted": "right", "failures": "right"}
+    columns = {"device": "left", "name": "left", "state": "left", "seen": "right"}
+    more = {"ends": "left", "accepted": "right", "failures": "right", "entry": "right"}
     print_table(
         "Devices",
-        columns | more | {"ledger": "right", "software": "left"},
+        columns | more,
         (
             (
                 device["device_id"],
                 device["name"],
                 device["state"],
-                moment(device["last_seen_unix_ms"]),
-                moment(device["not_after_unix_ms"]),
+                ago(device["last_seen_unix_ms"]),
+                day(device["not_after_unix_ms"]),
                 device["accepted"],
                 device["failures"],
-                _entry(device),
-                device["software"],
+                device["ledger_head"]["entry_index"] if device["ledger_head"] else None,
             )
             for device in devices
         ),
     )
+    typer.echo("seen: how long ago; ends: its certificate; entry: its ledger's newest known one")
 
 
 @app.command()
@@ -112,8 +112,3 @@ def clear(
     with opened(fleet, store) as kept:
         device = clear_device(kept, new_request_id(request_id), name)
     typer.echo(f"{device.device_id} may be asked again")
-
-
-def _entry(device: dict[str, Any]) -> str | None:
-    head = device["ledger_head"]
-    return f"entry {head['entry_index']}" if head else None

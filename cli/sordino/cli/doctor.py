@@ -85,7 +85,7 @@ def diagnose() -> Diagnosis:
     # The rest imports what a missing package would break.
     able = all(finding.ok for finding in packages if finding.needed)
     cache, models = _models() if able else ("", ())
-    data, system = (_plays(),), (_memory(machine), _energy(machine))
+    data, system = (_plays(),), (_memory(machine), _energy(machine), *_state())
     every = (*packages, *models, *data, *system)
     return Diagnosis(
         ready=able and all(finding.ok for finding in every if finding.needed),
@@ -187,6 +187,20 @@ def _energy(machine: Machine) -> Finding:
     ok = machine.energy != "unavailable"
     todo = "" if ok else "reports say so; RAPL needs a readable /sys/class/powercap"
     return Finding(name="energy", found=machine.energy, ok=ok, needed=False, todo=todo)
+
+
+def _state() -> tuple[Finding, ...]:
+    """What a device's policy may ask for, and its temperature."""
+    from sordino.client.device import celsius, power_source, read_conditions
+
+    known = [name if holds else f"not {name}" for name, holds in read_conditions().items()]
+    found = f"power from {power_source()}; {', '.join(known) or 'no condition is known'}"
+    degrees = celsius()
+    warm = "" if degrees is None else f"{degrees:.1f} °C"
+    return (
+        Finding(name="conditions", found=found, ok=True, needed=False),
+        Finding(name="temperature", found=warm, ok=bool(warm), needed=False),
+    )
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:

@@ -32,7 +32,7 @@ class Machine:
         features: Vector and bf16 units that it has.
         memory_mb: Installed.
         available_mb: What could be used now without swapping.
-        energy: ``rapl``, ``battery`` or ``unavailable``.
+        energy: ``rapl``, ``ina``, ``battery`` or ``unavailable``.
     """
 
     system: str
@@ -64,7 +64,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         features=_features(root / "proc/cpuinfo"),
         memory_mb=_megabytes(memory.get("MemTotal")),
         available_mb=_megabytes(memory.get("MemAvailable")),
-        energy=_energy(root / "sys/class"),
+        energy=_energy(root / "sys"),
     )
 
 
@@ -100,12 +100,14 @@ def _megabytes(kilobytes: str | None) -> int:
     return int(kilobytes.split()[0]) // 1024 if kilobytes else 0
 
 
-def _energy(classes: Path) -> str:
-    from sordino.client.device import energy_joules
+def _energy(sys: Path) -> str:
+    """Where a figure could come from; a battery that isn't discharging now could give one, too."""
+    from sordino.client.device import find_gauge
 
-    if energy_joules(classes / "powercap") is not None:
-        return "rapl"
-    for supply in sorted((classes / "power_supply").glob("*")):
+    source = find_gauge(sys).source
+    if source != "unavailable":
+        return source
+    for supply in sorted((sys / "class/power_supply").glob("*")):
         if _word(supply / "type") == "Battery" and (supply / "power_now").is_file():
             return "battery"
     return "unavailable"

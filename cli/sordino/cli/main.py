@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
-from rich.console import Console
 
 from sordino.cli import (
     adapter,
@@ -16,8 +13,10 @@ from sordino.cli import (
     chat,
     claim,
     demo,
+    device,
     devices,
     doctor,
+    evaluate,
     export,
     join,
     ledger,
@@ -28,7 +27,7 @@ from sordino.cli import (
     simulate,
     watch,
 )
-from sordino.core.errors import SordinoError
+from sordino.cli.entry import run
 
 app = typer.Typer(
     help="Private federated fine-tuning of quantized small language models.",
@@ -39,12 +38,14 @@ app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
+app.command("device")(device.device)
 app.command("join")(join.join)
 app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
 app.add_typer(audit.app, name="audit")
 app.command("chat")(chat.chat)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
@@ -58,15 +59,8 @@ app.command("export")(export.export)
 
 
 def main() -> None:
-    """Run the command. A user's mistake is one line on stderr and its own exit code."""
-    try:
-        app()
-    except SordinoError as error:
-        Console(stderr=True).print(f"sordino: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("sordino: stopped", markup=False)
-        sys.exit(130)
+    """Run the command."""
+    run(app)
 
 
 if __name__ == "__main__":

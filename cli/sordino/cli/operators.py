@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -113,6 +114,23 @@ def moment(unix_ms: int | None) -> str | None:
     if not unix_ms:
         return None
     return f"{datetime.fromtimestamp(unix_ms // 1000, UTC):%F %T}"
+
+
+def day(unix_ms: int | None) -> str | None:
+    """A moment's day, in UTC."""
+    found = moment(unix_ms)
+    return found and found.partition(" ")[0]
+
+
+def ago(unix_ms: int | None) -> str | None:
+    """How long ago a moment was, by this machine's clock."""
+    if not unix_ms:
+        return None
+    passed_s = max(0, time.time_ns() // 1_000_000 - unix_ms) // 1000
+    for seconds, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if passed_s >= seconds:
+            return f"{passed_s // seconds} {unit}"
+    return f"{passed_s} s"
 
 
 def epsilon_line(one: Mapping[str, Any]) -> str:

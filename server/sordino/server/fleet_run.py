@@ -12,8 +12,9 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -24,12 +25,13 @@ from sordino.core import adapters
 from sordino.core import app as flower
 from sordino.core.config import ExperimentConfig
 from sordino.core.contract import Artefact, decode_adapter, decode_manifest, encode_adapter
-from sordino.core.errors import RoundFailedError, RoundGivenUpError
+from sordino.core.errors import RoundFailedError, RoundGivenUpError, StoreError
 from sordino.core.records import Tensors
 from sordino.core.settings import build
 from sordino.privacy.plan import CentralPlan, decode_metric_plan, decode_plan
 from sordino.server import fleet_rounds as fr
 from sordino.server.app import federation_app
+from sordino.server.fleet_rounds.context import tell
 from sordino.server.grid import LOOK_S, Coordinator, FleetGrid, node_id, opening_of
 from sordino.server.metrics import looks_of
 from sordino.server.release import Releases
@@ -68,6 +70,7 @@ class DurableRounds:
     run_id: str
     releases: Callable[[CentralPlan], Releases]
     choose: Choose = at_random
+    _last: dict[str, Tensors] = field(default_factory=dict, repr=False)  # spares reading it back
 
     def next(self) -> Turn | None:
         """See `Rounds.next`. Waits for devices; None: the run waits for an operator, or is over."""
@@ -89,7 +92,11 @@ class DurableRounds:
         self._fleet.at("adapter:made")
         data = _encoded(turn, adapter)
         made = fr.aggregate_round(self._fleet, self.run_id, turn.number, data)
-        return made.state == "aggregated"
+        if made.state != "aggregated":  # it was stopped, or failed, meanwhile
+            return False
+        self._last.clear()
+        self._last[made.adapter_after] = adapter
+        return True
 
     def publish(self, turn: Turn, adapter: Tensors, report: RoundReport) -> None:
         """See `Rounds.publish`. A look that was taken is over first."""
@@ -101,8 +108,8 @@ class DurableRounds:
                 look.run_id,
                 seen.look,
                 metric=seen.metric,
-                value=repr(seen.value),
-                noise_std=repr(seen.noise_std),
+                value=seen.value,
+                noise_std=seen.noise_std,
                 answers=seen.received,
             )
         self._publish(turn.number)
@@ -162,6 +169,8 @@ class DurableRounds:
 
     def _tensors(self, strategy: SordinoStrategy, sha256: str) -> Tensors:
         """All tensors of an adapter, by its artefact; by none: the initial one."""
+        if sha256 in self._last:
+            return self._last[sha256]
         data = self._fleet.artefacts.read(sha256) if sha256 else b""
         tensors = decode_adapter(data, Artefact.of(data)) if data else {}
         return adapters.complete_adapter(tensors, strategy.manifest, strategy.lora.init_seed)
@@ -210,7 +219,7 @@ def strategy_of(
     metric: bytes | None = None,
 ) -> SordinoStrategy:
     """The strategy of a run's round under a plan: its settings are the run's own, as written."""
-    experiment = build(ExperimentConfig, tomllib.loads(run.settings))
+    experiment = _experiment(run.settings)
     decoded, listing = decode_plan(plan), decode_manifest(manifest, Artefact.of(manifest))
     looks = looks_of(
         experiment,
@@ -232,6 +241,11 @@ def strategy_of(
         ),
         releases=releases(decoded) if isinstance(decoded, CentralPlan) else None,
     )
+
+
+@lru_cache(maxsize=64)
+def _experiment(settings: str) -> ExperimentConfig:
+    return build(ExperimentConfig, tomllib.loads(settings))
 
 
 def drive(
@@ -322,13 +336,22 @@ class Drivers:
     def _drive(self, run_id: str) -> None:
         try:
             drive(self._coordinator, run_id, self._releases, self._choose)
-        except Exception:  # whatever it was: the run is taken up again, and the others go on
+        except Exception as error:  # whatever it was: the run goes on later, the others now
             _, last = self._rests.get(run_id, (0.0, 0.0))
+            if not last:
+                self._alarm(run_id, type(error).__name__)
             rest = min(max(2 * last, _FIRST_REST_S), _LONGEST_REST_S)
             self._rests[run_id] = time.monotonic() + rest, rest
             log.exception("run %s stopped, and goes on in %g s", run_id, rest)
         else:
             self._rests.pop(run_id, None)
+
+    def _alarm(self, run_id: str, why: str) -> None:
+        """Tell operators, once for each time that it stands still, and no more than a word."""
+        message = f"{run_id} stands still ({why}) and is tried again: see the coordinator's log"
+        fleet = self._coordinator.fleet
+        with suppress(StoreError), fleet.store.write("raise-alarm") as tx:
+            tell(fleet, tx, "alarm-run-waits", run_id=run_id, message=message)
 
     def _releases(self, plan: CentralPlan) -> Releases:
         return Releases(plan=plan, folder=self._folder)

@@ -328,7 +328,8 @@ def _require_same(opened: Round, asked: Collection[str], opening: fr.Opening) ->
     before = Artefact.of(opening.adapter).sha256 if opening.adapter else ""
     for name, got, wanted in (
         ("plan", Artefact.of(opening.plan).sha256, opened.plan),
-        ("settings", opening.settings, opened.settings),
+        # Read, so that a later version's further settings have their defaults.
+        ("settings", fr.read_settings(opening.settings), fr.read_settings(opened.settings)),
         ("adapter", before, opened.adapter_before),
         ("cohort", sorted(opening.cohort), sorted(asked)),
     ):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+
+_LOG = logging.getLogger(__name__)
 
 Serve = Callable[[Callable[[], None], asyncio.Event], Awaitable[None]]
 """Given what to call once it serves, and the event after which it is to end."""
@@ -50,10 +53,9 @@ class LoopThread:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except Exception as error:  # given to whoever starts it, or else it is a fault that shows
-            if self._settled.is_set():
-                raise
+        except Exception as error:  # whatever it was: whoever started it must know
             self._error = error
+            _LOG.error("the thread %s failed", self._thread.name, exc_info=error)
         finally:
             self._settled.set()
 

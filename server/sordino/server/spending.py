@@ -9,41 +9,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from sordino.core import canonical
 from sordino.privacy.accounting import Event, Guarantee
-from sordino.privacy.plan import AnyPlan, CentralPlan, NoPrivacyPlan, decode_plan, guarantee
+from sordino.privacy.plan import (
+    CentralPlan,
+    MetricPlan,
+    NoPrivacyPlan,
+    decode_metric_plan,
+    decode_plan,
+    guarantee,
+)
 
 
-def of_plan(plan: bytes) -> Guarantee:
-    """The guarantee of all rounds that a plan announces.
+def of_plan(plan: bytes, metric: bytes = b"") -> Guarantee:
+    """The guarantee of all that a run announces.
 
     Args:
-        plan: Its canonical encoding.
+        plan: Its plan's canonical encoding.
+        metric: That of the metric that it buys besides; empty: none.
     """
     rounds = decode_plan(plan).rounds
-    return of_rounds(((plan, rounds),), f"all {rounds} announced rounds of the run, and no other")
+    if not metric:
+        return of_rounds(((plan, rounds),), f"all {rounds} announced rounds of the run, no other")
+    looks = decode_metric_plan(metric).rounds
+    scope = f"all {rounds} announced rounds of the run and {looks} looks at its metric, no other"
+    return of_rounds(((metric, looks), (plan, rounds)), scope)
 
 
 @lru_cache(maxsize=1024)
 def of_rounds(rounds: Sequence[tuple[bytes, int]], composition: str) -> Guarantee:
-    """The guarantee of some rounds of a run.
+    """The guarantee of some rounds of a run, and of looks at its metric.
 
     Args:
-        rounds: Canonical encodings of the run's plans, each with how many rounds were under it;
-            hashable. δ and trust are the last one's.
+        rounds: Canonical encodings of the plans, each with how many rounds were under it; hashable.
+            The last one's δ and trust are the guarantee's, and it isn't a metric's.
         composition: What these rounds are, in words.
     """
-    plans = [(decode_plan(plan), number) for plan, number in rounds]
-    last = plans[-1][0]
-    unbounded = next((plan for plan, _ in plans if isinstance(plan, NoPrivacyPlan)), None)
-    if unbounded is not None:  # one round without privacy leaves none to the others
-        return guarantee(unbounded, (), composition=composition)
-    events = [event for plan, number in plans for event in _events(plan, number)]
+    last = decode_plan(rounds[-1][0])
+    if isinstance(last, NoPrivacyPlan):
+        return guarantee(last, (), composition=composition)
+    events: list[Event] = []
+    for data, number in rounds:
+        if canonical.decode(data).get("kind") == MetricPlan.kind:
+            events += [decode_metric_plan(data).round_event()] * number
+            continue
+        plan = decode_plan(data)
+        if isinstance(plan, NoPrivacyPlan):  # one round without privacy leaves none to the others
+            return guarantee(plan, (), composition=composition)
+        # Under central trust each round is one sum, sampled as planned.
+        charged = plan.releases if isinstance(plan, CentralPlan) else plan
+        events += [charged.round_event()] * number
     return guarantee(last, events, composition=composition)
-
-
-def _events(plan: AnyPlan, rounds: int) -> list[Event]:
-    """What so many rounds release: under central trust one sum each, sampled as planned."""
-    if isinstance(plan, NoPrivacyPlan):
-        return []
-    charged = plan.releases if isinstance(plan, CentralPlan) else plan
-    return [charged.round_event()] * rounds

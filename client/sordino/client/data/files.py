@@ -47,7 +47,7 @@ def load(path: Path, user_column: str) -> Loaded:
     records: dict[str, list[Record]] = {}
     skipped: Counter[str] = Counter()
     for file in data_files(path):
-        for where, row in _rows(file):
+        for where, row in rows_of(file):
             user = _user(row, user_column, where)
             record = _record(row, where)
             if user is None:
@@ -85,7 +85,12 @@ def _is_train(relative: Path) -> bool:
     return relative.name.startswith("train") or "train" in relative.parts[:-1]
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def rows_of(file: Path) -> Iterator[Row]:
+    """A file's rows, each with where it is.
+
+    Raises:
+        DataError: It can't be read.
+    """
     try:
         yield from _json_rows(file) if file.suffix in _JSON_SUFFIXES else _arrow_rows(file)
     except OSError as error:

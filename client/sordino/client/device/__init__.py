@@ -6,6 +6,7 @@ Nothing here imports torch; `synthetic` does, which runs the batch.
 from sordino.client.device.calibration import (
     CALIBRATION,
     Calibration,
+    kept_calibration,
     load_calibration,
     save_calibration,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "celsius",
     "energy_joules",
     "find_gauge",
+    "kept_calibration",
     "load_calibration",
     "power_source",
     "read_conditions",

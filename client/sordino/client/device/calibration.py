@@ -14,7 +14,7 @@ from typing import Final
 
 from sordino.client.device.energy import Source
 from sordino.core import durable
-from sordino.core.errors import ConfigError
+from sordino.core.errors import ConfigError, WireError
 from sordino.core.records import require_sha256
 from sordino.core.settings import build
 
@@ -53,11 +53,16 @@ def save_calibration(folder: Path, figures: Calibration) -> None:
 
 
 def load_calibration(folder: Path, base_sha256: str) -> Calibration | None:
-    """The kept figures of a base; None where there are none that can be read."""
+    """The kept figures, if they are of this base."""
+    figures = kept_calibration(folder)
+    return figures if figures is not None and figures.base_sha256 == base_sha256 else None
+
+
+def kept_calibration(folder: Path) -> Calibration | None:
+    """The kept figures; None where there are none that can be read."""
     try:
         fields = json.loads((folder / CALIBRATION).read_bytes())
         known = {name: value for name, value in fields.items() if value is not None}
-        figures = build(Calibration, known, CALIBRATION)
-    except (OSError, ValueError, AttributeError, ConfigError):
+        return build(Calibration, known, CALIBRATION)
+    except (OSError, ValueError, AttributeError, ConfigError, WireError):
         return None
-    return figures if figures.base_sha256 == base_sha256 else None

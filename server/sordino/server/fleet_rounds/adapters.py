@@ -66,10 +66,11 @@ class AdapterWork:
         """See `Work.check`: form, run, round, plan, receipt, and what the answer may be."""
         lora, train = read_settings(asked.settings)
         plan = self.fleet.artefacts.read(asked.plan)
-        if train is None:
-            head = _check_measurement(asked, plan, data)
-        else:
-            head = self._check_update(asked, plan, lora, train, data)
+        head = (
+            _check_measurement(asked, plan, data)
+            if train is None
+            else self._check_update(asked, plan, lora, train, data)
+        )
         if head and not signature_holds(head.public_key, head.receipt.ledger_head, head.signature):
             raise UpdateRejectedError("wrong-receipt", "its signature doesn't hold")
         return head

@@ -220,7 +220,16 @@ def publish_round(fleet: Fleet, run_id: str, number: int) -> Round:
         return move(tx, made, "published")
 
 
-def publish_look(fleet: Fleet, run_id: str, number: int, **measured: str | int) -> Round:
+def publish_look(
+    fleet: Fleet,
+    run_id: str,
+    number: int,
+    *,
+    metric: str,
+    value: float | None,
+    noise_std: float | None,
+    answers: int,
+) -> Round:
     """End a closed look at a metric, and tell what was measured: nothing comes after it."""
     with fleet.store.write("publish-look") as tx:
         look = require(tx, Round, run_id, number)
@@ -228,7 +237,17 @@ def publish_look(fleet: Fleet, run_id: str, number: int, **measured: str | int) 
             return look
         run = require(tx, Run, run_id)
         tx.change(run, rounds_done=run.rounds_done + 1)
-        tell(fleet, tx, "metric-measured", run_id=run.measures, round_number=number, **measured)
+        tell(
+            fleet,
+            tx,
+            "metric-measured",
+            run_id=run.measures,
+            round_number=number,
+            metric=metric,
+            value=repr(value),
+            noise_std=repr(noise_std),
+            answers=answers,
+        )
         return move(tx, move(tx, look, "aggregated"), "published")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from sordino.core.config import LoraConfig, TrainConfig
 from sordino.core.contract import Artefact, TaskOrder
@@ -62,6 +63,7 @@ def write_settings(lora: LoraConfig, train: TrainConfig | None) -> str:
     return canonical_json(table)
 
 
+@lru_cache(maxsize=64)
 def read_settings(text: str) -> tuple[LoraConfig, TrainConfig | None]:
     """What `write_settings` wrote."""
     table = json.loads(text)

@@ -12,7 +12,7 @@ import json
 import time
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +28,8 @@ from sordino.core.settings import build
 from sordino.protos.v1 import common_pb2, operator_pb2
 from sordino.server.app import peft_config
 from sordino.server.fleet_rounds import Fleet
-from sordino.server.fleet_rounds.context import require
 from sordino.server.operator.listing import heads_of
+from sordino.server.operator.looks import looks_taken
 from sordino.server.operator.tables import device_head_table, round_table, run_table
 from sordino.server.operator.views import View
 from sordino.server.store import Accepted, Round, Run
@@ -74,7 +74,7 @@ def export(view: View, folder: Path, request: operator_pb2.ExportRequest) -> Exp
 
 
 def _make(view: View, kept: Path, request: operator_pb2.ExportRequest) -> Path:
-    run = require(view.rows, Run, request.run_id)
+    run = view.run_called(request.run_id)
     last = _last_round(view, run, request.round)
     match request.kind:
         case common_pb2.ARTEFACT_KIND_RUN_ZIP:
@@ -123,10 +123,18 @@ def _run_files(view: View, run: Run, last: Round | None) -> dict[str, bytes]:
         "run.json": _json(run_table(view.run(run))),
         "rounds.jsonl": b"".join(_line(round_table(view.round(row))) for row in rounds),
     }
+    looks = view.looks_of(run)
+    if looks is not None:
+        files["metric.json"] = read(looks.plan)
+        files["metrics.jsonl"] = b"".join(_line(look) for look in looks_taken(view.rows, run))
     files |= {f"plans/{name}.json": read(name) for name in sorted({row.plan for row in rounds})}
+    known = {row.round for row in rounds}
     if not view.secret:
         files["heads.jsonl"] = _heads(view, run.run_id)
-        files["receipts.jsonl"] = _receipts(view, run, {row.round for row in rounds})
+        told = [row for row in view.rows.all(Accepted, run_id=run.run_id) if row.round in known]
+        if looks is not None:
+            told += view.rows.all(Accepted, run_id=looks.run_id)
+        files["receipts.jsonl"] = _receipts(told)
     adapter = _adapter_files(view.fleet, run, _adapter_after(run, last))
     return files | {f"adapter/{name}": data for name, data in adapter.items()}
 
@@ -150,12 +158,12 @@ def _heads(view: View, run_id: str) -> bytes:
     return b"".join(_line(device_head_table(one)) for one in heads_of(view, run_id))
 
 
-def _receipts(view: View, run: Run, rounds: set[int]) -> bytes:
+def _receipts(rows: Iterable[Accepted]) -> bytes:
     """Where each device charged each round that it answered: signed by the device's ledger."""
-    rows = [row for row in view.rows.all(Accepted, run_id=run.run_id) if row.round in rounds]
     return b"".join(
         _line(
             {
+                "run_id": row.run_id,
                 "round": row.round,
                 "device_id": row.device_id,
                 "update_sha256": row.sha256,
@@ -165,7 +173,7 @@ def _receipts(view: View, run: Run, rounds: set[int]) -> bytes:
                 "signature": row.signature,
             }
         )
-        for row in sorted(rows, key=lambda row: (row.round, row.device_id))
+        for row in sorted(rows, key=lambda row: (row.run_id, row.round, row.device_id))
         if row.entry_sha256
     )
 

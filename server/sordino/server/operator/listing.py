@@ -23,7 +23,7 @@ _MOST_BYTES: Final = 3 << 20
 
 def list_runs(view: View, request: operator_pb2.ListRunsRequest) -> operator_pb2.ListRunsResponse:
     """All runs, newest first."""
-    runs = sorted(view.rows.all(Run), key=lambda run: (-run.started_ms, run.run_id))
+    runs = sorted(view.rows.all(Run, measures=""), key=lambda run: (-run.started_ms, run.run_id))
     made, rest = _page(request.page, runs, lambda run: run.run_id, view.run)
     return operator_pb2.ListRunsResponse(runs=made, next=rest)
 
@@ -72,8 +72,9 @@ def heads_of(view: View, run_id: str) -> list[operator_pb2.DeviceLedgerHead]:
     """
     view.require_heads()
     if run_id:
-        require(view.rows, Run, run_id)
-        names = {row.device_id for row in view.rows.all(Accepted, run_id=run_id)}
+        looks = view.looks_of(view.run_called(run_id))
+        both = (run_id, looks.run_id) if looks else (run_id,)
+        names = {row.device_id for row in view.rows.all(Accepted, run_id=both)}
     else:
         names = {row.device_id for row in view.rows.all(Device)}
     return [

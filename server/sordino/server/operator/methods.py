@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ _READS: Final[Mapping[str, tuple[type[Message], Callable[[View, Any], Message]]]
     "ListRuns": (operator_pb2.ListRunsRequest, listing.list_runs),
     "GetRun": (
         operator_pb2.GetRunRequest,
-        lambda view, request: view.run(require(view.rows, Run, request.run_id)),
+        lambda view, request: view.run(view.run_called(request.run_id)),
     ),
     "ListRounds": (operator_pb2.ListRoundsRequest, listing.list_rounds),
     "ListDevices": (operator_pb2.ListDevicesRequest, listing.list_devices),
@@ -116,14 +117,15 @@ class Methods:
     async def _watch(self, data: bytes, context: Any) -> AsyncIterator[operator_pb2.Event]:
         """Tell what happens until the operator goes, or isn't one any more."""
         heard = self.bell.count
-        request = contract.from_bytes(data, operator_pb2.WatchRequest)
-        number = await asyncio.to_thread(self._begin, context, request)
+        number, run_id = await asyncio.to_thread(self._begin, data, context)
         self.watching.add(context)
         try:
             while not self.stopping():
-                found = await asyncio.to_thread(self._news, context, number, request.run_id)
+                found = await asyncio.to_thread(self._news, context, number, run_id)
                 for event in found.events:
+                    begun = time.monotonic()
                     yield event
+                    self._require_pace(begun)
                 number = found.number
                 if not found.more:
                     await asyncio.sleep(_SETTLE_S)
@@ -132,12 +134,25 @@ class Methods:
             self.watching.discard(context)
         raise ContractError("stopping", "go on after the last event's number")
 
-    def _begin(self, context: Any, request: operator_pb2.WatchRequest) -> int:
+    def _require_pace(self, begun: float) -> None:
+        """Cut a watcher off that didn't take an event in time: once it has, for gRPC can't sooner.
+
+        Raises:
+            ContractError: ``too-slow``.
+        """
+        limit_s = self.settings.message_s
+        if time.monotonic() - begun > limit_s:
+            required = f"each event taken within {limit_s} s: go on after the last one's number"
+            raise ContractError("too-slow", f"expected {required}")
+
+    def _begin(self, data: bytes, context: Any) -> tuple[int, str]:
+        """After which event a watch begins, and of which run it is."""
         self._admit(context)
+        request = contract.from_bytes(data, operator_pb2.WatchRequest)
         with self.fleet.store.read() as rows:
             if request.run_id:
                 require(rows, Run, request.run_id)
-            return request.after or rows.largest(Event, "number")
+            return request.after or rows.largest(Event, "number"), request.run_id
 
     def _news(self, context: Any, after: int, run_id: str) -> Any:
         self._admit(context)
@@ -148,8 +163,7 @@ class Methods:
         self, data: bytes, context: Any
     ) -> AsyncIterator[operator_pb2.ExportResponse]:
         """Send a file from an offset on."""
-        request = contract.from_bytes(data, operator_pb2.ExportRequest)
-        made = await asyncio.to_thread(self._make, context, request)
+        request, made = await asyncio.to_thread(self._make, data, context)
         named = contract.artefact_message(made.artefact, request.kind)
         yield operator_pb2.ExportResponse(artefact=named)
         offset = request.offset
@@ -160,10 +174,13 @@ class Methods:
                 yield operator_pb2.ExportResponse(chunk=chunk)
                 offset += len(piece)
 
-    def _make(self, context: Any, request: operator_pb2.ExportRequest) -> exports.Exported:
+    def _make(
+        self, data: bytes, context: Any
+    ) -> tuple[operator_pb2.ExportRequest, exports.Exported]:
         self._admit(context)
+        request = contract.from_bytes(data, operator_pb2.ExportRequest)
         with self._view() as view:
-            return exports.export(view, self.folder, request)
+            return request, exports.export(view, self.folder, request)
 
     def _admit(self, context: Any) -> None:
         """Know who calls, before anything of the call is read; again at each look of a stream."""

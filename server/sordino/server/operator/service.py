@@ -25,7 +25,7 @@ from sordino.server.operator.commands import NewRunOf
 from sordino.server.operator.methods import Methods
 from sordino.server.operator.settings import OperatorSettings
 from sordino.server.service.door import Door
-from sordino.server.service.figures import Counters, ServiceState
+from sordino.server.service.figures import Counters, ServiceFigures, ServiceState
 from sordino.server.service.listeners import Listener, open_listener
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class OperatorService:
         self._bell = bell
         self._counters = Counters()
         self._state: ServiceState = "starting"
+        self._started_ms = fleet.now_ms()
         self._thread = LoopThread("operator-service", self._serve)
         self._listener: Listener | None = None
 
@@ -102,6 +103,12 @@ class OperatorService:
     def ready(self) -> bool:
         """Whether calls are taken."""
         return self._state == "serving" and self._thread.is_alive()
+
+    def figures(self) -> ServiceFigures:
+        """What was counted until now; of devices nothing."""
+        return self._counters.snapshot(
+            state=self._state, started_unix_ms=self._started_ms, pulling=0, online=0
+        )
 
     def watching(self) -> int:
         """How many follow what happens."""

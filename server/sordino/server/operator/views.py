@@ -70,9 +70,27 @@ class View:
         secret = rows.count(Run, trust="central") > 0
         return cls(fleet=fleet, rows=rows, online=online, secret=secret)
 
+    def run_called(self, run_id: str) -> Run:
+        """A run by its name. Looks at a metric are part of the run that buys them.
+
+        Raises:
+            ContractError: ``unknown-run``.
+        """
+        found = require(self.rows, Run, run_id)
+        if found.measures:
+            raise ContractError("unknown-run", f"{run_id} is the metric of {found.measures}")
+        return found
+
+    def looks_of(self, run: Run) -> Run | None:
+        """The rounds in which a run's metric is looked at: kept as a run of their own."""
+        return next(iter(self.rows.all(Run, measures=run.run_id)), None)
+
     def run(self, run: Run) -> operator_pb2.Run:
-        """A run as it stands."""
-        plan = self.fleet.artefacts.read(run.plan)
+        """A run as it stands; of looks at a metric, the one that buys them."""
+        if run.measures:
+            run = require(self.rows, Run, run.measures)
+        plan, looks = self.fleet.artefacts.read(run.plan), self.looks_of(run)
+        metric = self.fleet.artefacts.read(looks.plan) if looks else b""
         return operator_pb2.Run(
             run_id=run.run_id,
             state=operator_pb2.RunState.Value(f"RUN_STATE_{run.state.upper()}"),
@@ -86,7 +104,7 @@ class View:
             min_updates=run.min_updates,
             started_at_unix_ms=run.started_ms,
             reason=run.reason,
-            epsilon=epsilons(spending.of_plan(plan)),
+            epsilon=epsilons(spending.of_plan(plan, metric)),
         )
 
     def round(self, row: Round) -> operator_pb2.Round:

@@ -94,6 +94,7 @@ def _options(settings: ServiceSettings, *, open_to_all: bool) -> list[tuple[str,
     keepalive_ms = int(settings.keepalive_s * 1000)
     return [
         ("grpc.so_reuseport", 0),  # a second coordinator can't listen on the same port
+        ("grpc.http2.bdp_probe", 0),  # windows stay small: what isn't read waits at the device
         ("grpc.max_receive_message_length", message),
         ("grpc.max_metadata_size", settings.metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -21,6 +19,7 @@ from sordino.server.enroll import load_authority
 from sordino.server.enroll.interceptor import Authentication, of_connection
 from sordino.server.fleet_rounds import Fleet, Members, Work
 from sordino.server.logs import say
+from sordino.server.looping import LoopThread
 from sordino.server.service.door import Door
 from sordino.server.service.figures import Counters, ServiceFigures, ServiceState
 from sordino.server.service.listeners import Listener, open_listener
@@ -73,11 +72,7 @@ class FleetService:
         self._watch = Watch(fleet, bell, self._shared.presence, settings.tick_ms / 1000)
         self._state: ServiceState = "starting"
         self._started_ms = fleet.now_ms()
-        self._thread = threading.Thread(target=self._run, name="fleet-service", daemon=True)
-        self._settled = threading.Event()  # serving, or failed to
-        self._error: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._thread = LoopThread("fleet-service", self._serve)
         self._grace_s = settings.grace_s
         self._listeners: list[Listener] = []
 
@@ -88,10 +83,6 @@ class FleetService:
             TrustError: A port can't be had, or takes TLS 1.2.
         """
         self._thread.start()
-        self._settled.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
         return self
 
     def __exit__(
@@ -144,36 +135,22 @@ class FleetService:
         Args:
             grace_s: How long they may take; None: as the settings say.
         """
-        if self._loop is None or self._stop is None or not self._thread.is_alive():
-            return
         if grace_s is not None:
             self._grace_s = grace_s
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        self._thread.stop()
 
     # --- in the thread -------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # whatever it was: whoever started the service must know
-            self._error = error
-            _LOG.error("the service failed", exc_info=error)
-        finally:
-            self._state = "stopped"
-            self._settled.set()
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        settings = self._settings
-        self._loop.set_default_executor(ThreadPoolExecutor(settings.threads, "fleet-store"))
+    async def _serve(self, begun: Callable[[], None], stop: asyncio.Event) -> None:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(settings.threads, "fleet-store"))
         with ThreadPoolExecutor(settings.check_threads, "fleet-check") as checking:
             uploads = Uploads(self._shared, checking)
             try:
                 await self._begin(uploads)
+                begun()
                 tasks = [asyncio.ensure_future(work) for work in (self._watch.run(), self._tidy())]
-                await self._stop.wait()
+                await stop.wait()
                 self._state = "stopping"
                 say(_LOG, "service-stopping")
                 for task in tasks:
@@ -183,6 +160,7 @@ class FleetService:
                 stops = (each.server.stop(self._grace_s) for each in self._listeners)
                 await asyncio.gather(*stops)
                 await uploads.settle()
+                self._state = "stopped"
         say(_LOG, "service-stopped")
 
     async def _begin(self, uploads: Uploads) -> None:
@@ -212,7 +190,6 @@ class FleetService:
                 await asyncio.to_thread(listener.require_tls13)
         self._state = "serving"
         say(_LOG, "service-started", fleet=self.fleet_address, enroll=self.enroll_address)
-        self._settled.set()
 
     async def _tidy(self) -> None:
         """Forget nonces whose time is over, now and then."""

@@ -63,7 +63,7 @@ class ServiceSettings:
     calls_at_once: int = 8
     enrolments_per_minute: int = 120
     uploads_at_once: int = 64
-    upload_wait_s: float = 30.0
+    upload_wait_s: float = 60.0
     message_s: float = 60.0
     bytes_per_s: int = 1024
     connections: int = 2048

@@ -76,6 +76,16 @@ def _runs(now: Snapshot) -> Iterable[Metric]:
         "Bound of all announced rounds; +Inf: not bounded. The labels are part of the claim.",
         whole,
     )
+    yield Metric(
+        "run_metric",
+        "gauge",
+        "The newest noised mean of what devices sold of the metric.",
+        tuple(
+            ({"run": one.run["run_id"], "metric": one.looks[0]["metric"]}, one.looks[0]["value"])
+            for one in now.runs
+            if one.looks and one.looks[0]["value"] is not None
+        ),
+    )
     yield _of_runs("round", "Number of the newest round.", newest, "round")
     yield _of_runs("round_asked", "Devices that the newest round asked.", told, "asked")
     yield _of_runs("round_received", "Updates that it has accepted.", told, "received")

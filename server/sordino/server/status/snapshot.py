@@ -17,6 +17,7 @@ from sordino.server.enroll import read_server_certificate
 from sordino.server.enroll.authority import DAY_MS
 from sordino.server.fleet_rounds import Fleet
 from sordino.server.operator.alarms import KINDS, alarm_of, found
+from sordino.server.operator.looks import looks_taken
 from sordino.server.operator.tables import Table, round_table, run_table
 from sordino.server.operator.views import View
 from sordino.server.service import ServiceFigures
@@ -40,11 +41,13 @@ class RunStatus:
         run: As `run_table` has it.
         groups: What its devices have released.
         rounds: The newest, as `round_table` has them.
+        looks: What was measured of its metric, as `looks_taken` has it, the newest first.
     """
 
     run: Table
     groups: tuple[Group, ...]
     rounds: tuple[Table, ...]
+    looks: tuple[Table, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ class Snapshots:
         fleet = self._fleet
         with fleet.store.read() as rows:
             view = View.of(fleet, rows, self._online())
-            runs = sorted(rows.all(Run), key=lambda run: (-run.started_ms, run.run_id))
+            runs = sorted(rows.all(Run, measures=""), key=lambda run: (-run.started_ms, run.run_id))
             states = Counter(view.standing(device) for device in rows.all(Device))
             return Snapshot(
                 at_ms=fleet.now_ms(),
@@ -161,6 +164,7 @@ class Snapshots:
             run=run_table(view.run(run)),
             groups=self._spent.groups(view.rows, run),
             rounds=tuple(self._round(view, one) for one in newest if one.opened_ms),
+            looks=tuple(reversed(looks_taken(view.rows, run)))[:MOST_ROUNDS],
         )
 
     def _round(self, view: View, one: Round) -> Table:

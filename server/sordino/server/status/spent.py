@@ -1,8 +1,8 @@
 """ε of what devices have released to a run, by groups of devices that answered as often.
 
-By the run's plans and by how many rounds a device answered: nothing that a device tells. An answer
-that was refused, or cut off, has left the device all the same, and is counted. Rounds that are over
-don't change, so each is counted once.
+By the run's plans and by how many rounds and paid looks a device answered: nothing that it tells.
+An answer that was refused, or cut off, has left the device all the same, and is counted. Rounds
+that are over don't change, so each is counted once.
 """
 
 from __future__ import annotations
@@ -74,13 +74,16 @@ class Spent:
             return self._released(rows, run)
         with self._lock:
             answered = self._count(rows, run.run_id)
-        joined = join(Counter(tuple(sorted(each.items())) for each in answered))
+            for looks in rows.all(Run, measures=run.run_id):
+                for name, counts in self._count(rows, looks.run_id).items():
+                    answered.setdefault(name, Counter()).update(counts)
+        joined = join(Counter(tuple(sorted(each.items())) for each in answered.values()))
         return tuple(
             Group(
                 devices=devices,
                 fewest=fewest,
                 most=_rounds(key),
-                guarantee=self._guarantee(key, _rounds(key), "answered"),
+                guarantee=self._guarantee(run, key, "that a device has answered"),
             )
             for key, devices, fewest in joined
         )
@@ -95,16 +98,16 @@ class Spent:
             return ()
         key = tuple(sorted(counts.items()))
         total = _rounds(key)
-        found = self._guarantee(key, total, "released")
+        found = self._guarantee(run, key, "that were released")
         return (Group(devices=None, fewest=total, most=total, guarantee=found),)
 
-    def _guarantee(self, key: _Key, rounds: int, word: str) -> Guarantee:
+    def _guarantee(self, run: Run, key: _Key, which: str) -> Guarantee:
         read = self._fleet.artefacts.read
-        plans = tuple((read(plan), number) for plan, number in key)
-        named = f"{rounds} round{'s' if rounds > 1 else ''} that {_IS[word]} {word}"
-        return spending.of_rounds(plans, f"{named}, of this run and no other")
+        plans = [(read(plan), number) for plan, number in key if plan != run.plan]
+        plans.append((read(run.plan), dict(key).get(run.plan, 0)))  # whose δ and trust it is
+        return spending.of_rounds(tuple(plans), f"{_rounds(key)} rounds {which}, of this run alone")
 
-    def _count(self, rows: Reader, run_id: str) -> list[Counter[str]]:
+    def _count(self, rows: Reader, run_id: str) -> dict[str, Counter[str]]:
         """How often each device answered: what is over from the tally, the rest counted anew."""
         tally = self._tallies.setdefault(run_id, _Tally())
         rounds = rows.all(Round, order="round", after=tally.through, run_id=run_id)
@@ -117,7 +120,7 @@ class Spent:
         _add(tally.answered, [one for one in sent if one.round <= tally.through], plans)
         now = {name: Counter(counts) for name, counts in tally.answered.items()}
         _add(now, [one for one in sent if one.round > tally.through], plans)
-        return list(now.values())
+        return now
 
 
 def _sent(rows: Reader, tasks: Sequence[Task]) -> list[Task]:
@@ -135,9 +138,6 @@ def _add(
 ) -> None:
     for task in tasks:
         answered.setdefault(task.device_id, Counter())[plans[task.round]] += 1
-
-
-_IS: Final = {"answered": "a device has", "released": "were"}
 
 
 def join(counted: Mapping[_Key, int]) -> list[tuple[_Key, int, int]]:
