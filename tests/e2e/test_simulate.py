@@ -30,6 +30,8 @@ def small(**changes) -> ExperimentConfig:
             "federation.min_updates=3",
             "privacy.sampling_rate=0.25",
             "performance.workers=0",
+            "audit.canaries=2",
+            "audit.secrets=0",
         ],
     )
     return replace(config, **changes)
@@ -57,6 +59,7 @@ def test_the_run_leaves_everything(finished):
         "report.html",
         "adapter",
         "ledger.jsonl",
+        "audit",
         "state",
     }
     adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
@@ -125,7 +128,7 @@ def test_clients_reply_with_nothing_but_the_update(finished):
     # The update's file is what was sent: its scalars name the round and the receipt, no more.
     from sordino.core.wire import unpack
 
-    kept = list((finished.folder / "state" / "private").rglob("*.update"))
+    kept = list((finished.folder / "state" / "private").glob("client-*/updates/**/*.update"))
     assert len(kept) == 3
     for path in kept:
         envelope = unpack(path.read_bytes())

@@ -6,6 +6,7 @@ import typer
 
 from sordino.cli import (
     adapter,
+    audit,
     bench,
     budget,
     ca,
@@ -44,6 +45,7 @@ app.command("join")(join.join)
 app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
+app.add_typer(audit.app, name="audit")
 app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")

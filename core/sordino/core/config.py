@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sordino.core.audit_config import AuditConfig
 from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
 from sordino.core.population import DevicesConfig, PartitionConfig
@@ -290,6 +291,7 @@ class ExperimentConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
 

@@ -7,6 +7,7 @@ runs/<id>/
 ├── adapter/          PEFT format, with a model card
 ├── ledger.jsonl      every client's charges in the private run, verifiable; under central trust
 │                     the coordinator's
+├── audit/            of a run with canaries, or that was audited: see `sordino.sim.audit`
 └── state/            what a resumed run needs: adapters by round, clients' own folders
 """
 
@@ -59,6 +60,11 @@ class RunFolder:
         """The adapter that the run made."""
         return self.root / "adapter"
 
+    @property
+    def audit(self) -> Path:
+        """What was published of the canaries, and what the audit found."""
+        return self.root / "audit"
+
     def state(self, variant: str) -> Path:
         """What the variant needs to go on."""
         return self.root / "state" / variant
@@ -82,7 +88,7 @@ class RunFolder:
     def processor_s(self) -> float | None:
         """Processor time of a finished run."""
         told = self._last("finished")
-        return told and told["processor_s"]
+        return None if told is None else float(told["processor_s"])
 
     def rounds(self, variant: str) -> list[dict[str, Any]]:
         """The variant's finished rounds, as `log` wrote them, each once and in order."""

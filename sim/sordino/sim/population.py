@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -50,6 +50,11 @@ def state_dir(root: Path, index: int) -> Path:
     return root / f"client-{index:05d}"
 
 
+def _no_canaries(index: int) -> Mapping[str, str]:
+    del index
+    return {}
+
+
 @dataclass(frozen=True)
 class Nodes(Sequence[NodeConfig]):
     """What each client's device would have in its own configuration, made when it is asked for.
@@ -58,11 +63,13 @@ class Nodes(Sequence[NodeConfig]):
         common: What all have.
         users: Whose records each has.
         state_root: Where the clients' folders go.
+        canaries: What the owner of each set for an audit that it agreed to.
     """
 
     common: NodeConfig
     users: Sequence[str]
     state_root: Path
+    canaries: Callable[[int], Mapping[str, str]] = _no_canaries
 
     def __len__(self) -> int:
         return len(self.users)
@@ -78,7 +85,8 @@ class Nodes(Sequence[NodeConfig]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         folder = str(state_dir(self.state_root, number))
-        return {**self.common, "user": self.users[number], "state-dir": folder}
+        own = {"user": self.users[number], "state-dir": folder}
+        return {**self.common, **own, **self.canaries(number)}
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ def node_configs(
     cache: Path,
     without_privacy: bool,
     policy: Mapping[str, str],
+    canaries: Callable[[int], Mapping[str, str]] = _no_canaries,
 ) -> Nodes:
     """What each client's device would have in its own configuration.
 
@@ -122,6 +131,7 @@ def node_configs(
         without_privacy: The simulated owners let their devices train without privacy. Then nothing
             has to be secret, and batches come from the experiment's seed.
         policy: The simulated owners' signed policy, and the key that it is signed with.
+        canaries: What the owner of each client set for an audit that it agreed to.
     """
     common: NodeConfig = {
         "model": config.model.name,
@@ -139,4 +149,4 @@ def node_configs(
         "memory-mb": config.performance.memory_mb,
         **policy,
     }
-    return Nodes(common, users, state_root)
+    return Nodes(common, users, state_root, canaries)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
 from sordino.client.charged import LEDGER
+from sordino.client.data.tokens import TokenizerFile
 from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
@@ -17,6 +19,7 @@ from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
 from sordino.sim import central, evaluation, folder, partitions, policies, population
+from sordino.sim.audit import planting
 from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
 from sordino.sim.fleet import Fleet, Trace
@@ -26,6 +29,7 @@ from sordino.sim.measure import Meter, processor_s
 from sordino.sim.outcome import Outcome, make_report
 from sordino.sim.population import Population
 from sordino.sim.progress import Progress, Silent
+from sordino.sim.updates import keep_updates
 from sordino.sim.variants import (
     TITLES,
     Base,
@@ -130,6 +134,7 @@ def _execute(
     progress.say(f"Run {run.run_id} in {run.root}")
     for note in people.notes:
         progress.say(note)
+    planting.plant(config, run, people.users, TokenizerFile.load(files.tokenizer))
     base = Base(files.name, upstream_name(files.name), files.sha256, files.config)
     simulation = _Simulation(
         config=config,
@@ -212,6 +217,7 @@ class _Simulation:
             cache=self.cache,
             without_privacy=isinstance(plan, NoPrivacyPlan),
             policy=policies.simulated_policy(plan, self.run, variant.metric()),
+            canaries=partial(planting.node_canaries, self.run),
         )
 
     def _variant(self, name: str, nodes: range) -> Variant:
@@ -230,6 +236,8 @@ class _Simulation:
             path = self.run.round_adapter(variant.name, number)
             seen[number] = self._evaluate(grid, "", [path] * len(self.users))
             plan = variant.plan()
+            if self.config.audit.plants:
+                keep_updates(self.run, variant.name, plan, number, self._states(variant.name))
             observed = (
                 central.observe(plan, number, self._states(variant.name))
                 if isinstance(plan, CentralPlan)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sordino.privacy.claims import Claim
 from sordino.server.report import formats
+from sordino.server.report.audit_charts import audit_charts
+from sordino.server.report.audited import Audited
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import from_json, to_json
 from sordino.server.report.curve_chart import curve_chart
@@ -34,7 +36,7 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
         report: As `from_json` gives it.
         claim: What the run's ledger bears out, if it was asked.
     """
-    charts = all_charts(report)
+    charts = {**all_charts(report), **audit_charts(report)}
     if claim is not None and (curve := curve_chart(claim)) is not None:
         charts[curve.key] = curve
     return render_page(
@@ -42,6 +44,7 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
         report=report,
         charts=charts,
         view=View(report),
+        audited=Audited(report.leakage),
         claim=claim.rows() if claim is not None else (),
         started=_moment(report.run.started_at),
     )
