@@ -243,7 +243,7 @@ def test_a_wrong_clock_is_corrected_by_the_coordinators(tmp_path, minutes):
     around = quick()
     moved = Surroundings(
         stop=around.stop,
-        pause=around.pause,
+        sleep=around.sleep,
         wall_ms=lambda: time.time_ns() // 1_000_000 + minutes * 60_000,
     )
     with (
@@ -352,7 +352,7 @@ def test_nobody_answers(tmp_path):
     with coordinator(tmp_path / "fleet") as at:
         token, address = at.token(), at.service.enroll_address
     waits = []
-    around = replace(quick(), pause=lambda seconds: waits.append(seconds) or False)
+    around = replace(quick(), sleep=lambda seconds: waits.append(seconds) or False)
     with pytest.raises(TrustError, match="no TLS"):
         join_fleet(tmp_path / "a", address, token, around)
     assert len(waits) == 5

@@ -263,7 +263,7 @@ def running(
 def quick(most_s: float = 0.05) -> Surroundings:
     """Surroundings whose waits are short: how long they should be is tested by itself."""
     stop = threading.Event()
-    return Surroundings(stop=stop, pause=lambda seconds: stop.wait(min(seconds, most_s)))
+    return Surroundings(stop=stop, sleep=lambda seconds: stop.wait(min(seconds, most_s)))
 
 
 def charges(folder: Path) -> dict[int, str]:
