@@ -110,8 +110,9 @@ class Operated:
             else:
                 fr.decline(self.fleet, task.device_id, task.task_id, "policy-metric")
         fr.close_round(self.fleet, self.work, name, look.round)
-        told = {"metric": "loss", "value": repr(value), "noise_std": repr(0.25), "answers": 2}
-        fr.publish_look(self.fleet, name, look.round, **told)
+        fr.publish_look(
+            self.fleet, name, look.round, metric="loss", value=value, noise_std=0.25, answers=2
+        )
 
 
 def new_run(base: str, plan: AnyPlan, **changes: Any) -> fr.NewRun:
