@@ -104,7 +104,7 @@ class EnergyMeter:
         self._thread: threading.Thread | None = None
         self._sum: float | None = 0.0
         self._first: float | None = None
-        self._began = 0.0
+        self._began = self._sampled = 0.0
 
     @property
     def watts(self) -> float | None:
@@ -130,7 +130,9 @@ class EnergyMeter:
             self._ended.set()
             self._thread.join()
             self.joules = self._sum
-        elif self._gauge.joules is not None:
+            self.seconds = self._sampled - self._began  # exactly what the sum is over
+            return
+        if self._gauge.joules is not None:
             last = self._gauge.joules()
             # A counter that wrapped around is no figure.
             whole = last is not None and self._first is not None and last >= self._first
@@ -139,7 +141,7 @@ class EnergyMeter:
 
     def _sample(self) -> None:
         """Sum power over time, each reading for the time since the one before."""
-        at = self._now_s()
+        at = self._began
         while True:
             ended = self._ended.wait(SAMPLE_S)
             now = self._now_s()
@@ -147,7 +149,7 @@ class EnergyMeter:
             # One reading that fails (a charger was plugged in) spoils the whole figure.
             lost = watts is None or self._sum is None
             self._sum = None if lost else self._sum + watts * (now - at)  # type: ignore[operator]
-            at = now
+            self._sampled = at = now
             if ended:
                 return
 
