@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 import time
@@ -10,10 +11,13 @@ from dataclasses import replace
 import pytest
 from support.agents import advance_until, charges, coordinator, done, quick, running, start
 from support.devices import until
-from support.federation import POLICY, open_plan
+from support.federation import POLICY, TRAIN, open_plan
 from support.fleets import RUN, rows_of
+from support.journal import Journal
 from support.members import DAY
+from support.proxy import Fault, Proxy, chaos
 
+from sordino.client.agent import link, loop
 from sordino.client.agent.journal import OUTBOX, TASK
 from sordino.client.agent.membership import join_fleet, leave_fleet
 from sordino.client.agent.settings import AgentSettings
@@ -239,7 +243,7 @@ def test_a_wrong_clock_is_corrected_by_the_coordinators(tmp_path, minutes):
     around = quick()
     moved = Surroundings(
         stop=around.stop,
-        pause=around.pause,
+        sleep=around.sleep,
         wall_ms=lambda: time.time_ns() // 1_000_000 + minutes * 60_000,
     )
     with (
@@ -348,7 +352,7 @@ def test_nobody_answers(tmp_path):
     with coordinator(tmp_path / "fleet") as at:
         token, address = at.token(), at.service.enroll_address
     waits = []
-    around = replace(quick(), pause=lambda seconds: waits.append(seconds) or False)
+    around = replace(quick(), sleep=lambda seconds: waits.append(seconds) or False)
     with pytest.raises(TrustError, match="no TLS"):
         join_fleet(tmp_path / "a", address, token, around)
     assert len(waits) == 5
@@ -376,3 +380,53 @@ def test_leaving_is_for_good_and_the_ledger_stays(tmp_path):
         with running(home, at) as device:
             until(at.service.online)
             assert device.device_id != row.device_id
+
+
+# --- a network that breaks ---------------------------------------------------------------------
+
+
+def through(at, script):
+    """A proxy in front of the members' listener."""
+    return Proxy(int(at.service.fleet_address.rpartition(":")[2]), script)
+
+
+def test_connections_that_are_cut_at_any_byte(tmp_path):
+    """Within handshakes, greetings, a base on its way down and answers on their way up."""
+    home, base = tmp_path / "device", bytes(range(256)) * 400
+
+    def script(number):
+        way = "down" if number % 3 else "up"
+        return [Fault("cut", way, after=500 + 700 * number)] if number < 24 else ()
+
+    with (
+        coordinator(tmp_path / "fleet", chunk_bytes=1000) as at,
+        through(at, script) as proxy,
+        running(home, at, port=proxy.port, agent=AgentSettings(fetch_base=True)) as device,
+    ):
+        until(at.service.online, 120)
+        start(at, base=base, rounds=2)
+        advance_until(at, lambda: done(at))
+        until(lambda: device.steps.count("task:forgotten") == 2)
+        assert sum(one.happened != [] for one in proxy.links) > 5
+    assert len(Journal(home / "draws").lines("draw")) == 2 * TRAIN.local_steps
+    assert charges(home) == {1: "released", 2: "released"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(3))
+def test_a_network_that_loses_stalls_and_repeats(tmp_path, monkeypatch, turn):
+    seed = random.randrange(2**32)
+    print("seed", seed, "turn", turn)
+    monkeypatch.setattr(link, "CALL_S", 3.0)
+    monkeypatch.setattr(loop, "CALL_S", 3.0)
+    home, kinds = tmp_path / "device", ("cut", "loss", "stall", "delay", "twin")
+    with (
+        coordinator(tmp_path / "fleet", chunk_bytes=200, wait_ms=2000, heartbeat_ms=300) as at,
+        through(at, chaos(seed, rate=0.6, kinds=kinds, most=1 << 15)) as proxy,
+        running(home, at, port=proxy.port) as device,
+    ):
+        until(at.service.online, 300)
+        start(at, rounds=10, timeout_ms=600_000)
+        until(lambda: (at.advance(), done(at))[1], 600)
+        assert device.session.trained == 10
+    assert charges(home) == dict.fromkeys(range(1, 11), "released")

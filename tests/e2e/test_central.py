@@ -59,6 +59,8 @@ def small(*overrides: str, clients: int = CLIENTS) -> ExperimentConfig:
             'privacy.trust="central"',
             "privacy.sampling_rate=0.5",
             "performance.workers=0",
+            "audit.canaries=0",
+            "audit.secrets=0",
             *overrides,
         ],
     )

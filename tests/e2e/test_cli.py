@@ -1,5 +1,6 @@
 """The command as a newcomer types it: real processes, real exit codes, readable errors."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ SMALL = (
     "federation.rounds=1",
     "federation.min_updates=2",
     "performance.workers=0",
+    "audit.canaries=4",
 )
 
 
@@ -26,6 +28,11 @@ def sordino(*arguments, cwd):
         cwd=cwd,
         check=False,
         timeout=240,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "XDG_STATE_HOME": str(Path(cwd) / ".state"),
+        },
     )
 
 
@@ -40,7 +47,8 @@ def test_a_small_demo_prints_the_table_and_writes_the_report(tmp_path):
         "without federation",
         "δ = 1e-05",
         "Unit user: not bounded",
-        "not audited",
+        "Audit of run, demo: exposure and membership",
+        "Nothing is wrong: every figure follows from its scores.",
         "Done in",
     ):
         assert words in re.sub(r"\s+", " ", done.stdout)

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 from support.devices import coordinator, until
-from support.fleets import RUN, get, new_run
+from support.fleets import RUN, get, new_run, rows_of
 
 from sordino.client.agent.membership import join_fleet
 from sordino.client.agent.timing import Surroundings
+from sordino.client.device import kept_calibration
+from sordino.client.model.gguf_file import file_sha256
 from sordino.client.model.registry import POCKET_FOLDER
 from sordino.core.adapters import adapter_manifest
 from sordino.core.config import LoraConfig, TrainConfig
@@ -21,7 +23,7 @@ from sordino.core.settings import to_toml
 from sordino.privacy.ledger import read_ledger
 from sordino.privacy.plan import Plan, verify_ledger
 from sordino.server import fleet_rounds as fr
-from sordino.server.store import Run
+from sordino.server.store import Device, Run
 
 ROUNDS = 2
 LORA = LoraConfig(rank=2)
@@ -75,6 +77,7 @@ def test_a_device_joins_trains_stops_and_leaves(tmp_path):
     home.mkdir()
     (home / "device.toml").write_text(
         '[node]\nuser = "hamlet/HAMLET"\nmax_tokens = 24\nshare = 0.2\nmemory_mb = 200\n'
+        "[agent]\nsend_calibration = true\n"
     )
     with fleet(tmp_path / "fleet") as at:
         service = at.service
@@ -106,6 +109,11 @@ def test_a_device_joins_trains_stops_and_leaves(tmp_path):
         assert join.returncode == 0, err
         assert out.startswith("device: d-")
         assert "HAMLET" not in out + err
+        figures = kept_calibration(home)
+        assert figures.base_sha256 == file_sha256(POCKET_FOLDER / "pocket.gguf")
+        (row,) = rows_of(at.fleet, Device)
+        sent = json.loads(row.capabilities)["calibration"]
+        assert sent["tokens_per_second"] == pytest.approx(figures.tokens_per_second)
         (book,) = read_ledger(home / "state/ledger.db").values()
         assert [one.state for one in book.charges.values()] == ["released"] * ROUNDS
         assert verify_ledger(home / "state/ledger.db").ok

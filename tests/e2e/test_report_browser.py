@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from support.browser import measured, needs_chromium
 from support.ledgers import claimed
+from support.sweeps import swept
 
 from sordino.server.report import from_json, render_html
+from sordino.sim.sweeps.page import render
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +32,15 @@ def test_a_claim_and_its_curve_fit(width, tmp_path):
     page = render_html(from_json(REPORT.read_text("utf-8")), claimed(tmp_path))
     assert 'aria-labelledby="curve-title curve-desc"' in page
     found = measured(page, width, opened=True, folder=tmp_path)
+    assert found["out"] == []
+    assert found["scroll"] <= found["view"]
+    assert found["empty"] == 0
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [320, 400, 1200])
+def test_a_sweeps_page_fits(width, tmp_path):
+    found = measured(render(swept(tmp_path)), width, opened=True, folder=tmp_path)
     assert found["out"] == []
     assert found["scroll"] <= found["view"]
     assert found["empty"] == 0

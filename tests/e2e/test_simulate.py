@@ -30,6 +30,8 @@ def small(**changes) -> ExperimentConfig:
             "federation.min_updates=3",
             "privacy.sampling_rate=0.25",
             "performance.workers=0",
+            "audit.canaries=2",
+            "audit.secrets=0",
         ],
     )
     return replace(config, **changes)
@@ -57,6 +59,7 @@ def test_the_run_leaves_everything(finished):
         "report.html",
         "adapter",
         "ledger.jsonl",
+        "audit",
         "state",
     }
     adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
@@ -125,7 +128,7 @@ def test_clients_reply_with_nothing_but_the_update(finished):
     # The update's file is what was sent: its scalars name the round and the receipt, no more.
     from sordino.core.wire import unpack
 
-    kept = list((finished.folder / "state" / "private").rglob("*.update"))
+    kept = list((finished.folder / "state" / "private").glob("client-*/updates/**/*.update"))
     assert len(kept) == 3
     for path in kept:
         envelope = unpack(path.read_bytes())
@@ -150,6 +153,23 @@ def test_seeded_runs_are_the_same_for_any_number_of_workers(tmp_path, cache):
         assert made.report.noise.source == "seeded: not private"
         adapters.append(load_adapter(made.folder / "adapter").tensors)
     assert all(np.array_equal(adapters[0][n], adapters[1][n]) for n in adapters[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("privacy", [{"trust": "none"}, {"seeded_noise": True}])
+def test_the_same_seed_gives_the_same_bits_for_no_one_and_two_workers(tmp_path, cache, privacy):
+    config = small()
+    config = replace(config, privacy=replace(config.privacy, **privacy))
+    adapters = []
+    for workers in (0, 1, 2):
+        chosen = replace(config, performance=replace(config.performance, workers=workers))
+        made = simulate(chosen, tmp_path / str(workers) / "run", cache=cache)
+        adapters.append(load_adapter(made.folder / "adapter").tensors)
+    other = simulate(replace(config, seed=1), tmp_path / "other" / "run", cache=cache)
+    for one in adapters[1:]:
+        assert all(np.array_equal(adapters[0][n], one[n]) for n in adapters[0])
+    moved = load_adapter(other.folder / "adapter").tensors
+    assert any(not np.array_equal(adapters[0][n], moved[n]) for n in moved)
 
 
 def test_without_privacy_there_is_one_run_and_no_claim(tmp_path, cache):

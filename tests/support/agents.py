@@ -25,6 +25,7 @@ from sordino.client.agent.timing import Surroundings
 from sordino.client.app import make_app
 from sordino.client.device import read_conditions
 from sordino.client.session import NodeSettings
+from sordino.core import app as flower
 from sordino.core.canonical import sha256_hex
 from sordino.privacy.ledger import read_ledger
 from sordino.privacy.noise import seeded_source
@@ -52,7 +53,11 @@ LEDGER = Path("state/ledger.db")
 @contextmanager
 def coordinator(folder: Path, **changes: Any) -> Iterator[devices.Coordinator]:
     """A coordinator whose runs train the adapter of `support.federation`."""
-    with devices.coordinator(folder, work=fr.AdapterWork, **changes) as at:
+    with (
+        # The process', which coordinator and agents in one share: no end of a block may unset it.
+        flower.task_identity(run_id=1, node_id=1),
+        devices.coordinator(folder, work=fr.AdapterWork, **changes) as at,
+    ):
         yield at
 
 
@@ -214,9 +219,17 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, at: devices.Coordinator, *, token: str | None = None, **changes: Any
+    folder: Path,
+    at: devices.Coordinator,
+    *,
+    token: str | None = None,
+    port: int = 0,
+    **changes: Any,
 ) -> Iterator[Running]:
-    """Run an agent of this coordinator, enrolled if need be, until the block ends."""
+    """Run an agent of this coordinator, enrolled if need be, until the block ends.
+
+    With a `port` it calls there, where something stands before the coordinator.
+    """
     enrolled = (folder / "identity.json").exists()
     token = token if token is not None else ("" if enrolled else at.token())
     steps: list[str] = []
@@ -233,7 +246,7 @@ def running(
         service.enroll_address,
         token,
         around,
-        fleet_address=service.fleet_address,
+        fleet_address=f"127.0.0.1:{port}" if port else service.fleet_address,
         at=tell,
         **changes,
     )
@@ -250,7 +263,7 @@ def running(
 def quick(most_s: float = 0.05) -> Surroundings:
     """Surroundings whose waits are short: how long they should be is tested by itself."""
     stop = threading.Event()
-    return Surroundings(stop=stop, pause=lambda seconds: stop.wait(min(seconds, most_s)))
+    return Surroundings(stop=stop, sleep=lambda seconds: stop.wait(min(seconds, most_s)))
 
 
 def charges(folder: Path) -> dict[int, str]:

@@ -40,7 +40,7 @@ from sordino.server.grid import Coordinator, FleetGrid, node_id
 from sordino.server.rounds import MemoryRounds, run_rounds
 from sordino.server.store import ArtefactRow, Event, Round, Run, Task
 from sordino.server.strategy import RoundReport, SordinoStrategy
-from sordino.sim.backends import Clients
+from sordino.sim.backends import Clients, NodeConfig
 from sordino.sim.grid import LocalGrid
 from support import fleets
 from support.federation import BASE, MANIFEST, SCRIPTED, initial
@@ -254,18 +254,19 @@ def _no_releases(plan: object) -> None:
 @contextmanager
 def _devices(made: fr.Fleet, bell: Bell, folder: Path, nodes: Sequence[Script]) -> Iterator[None]:
     """Devices `d0`, `d1`, .. that do as their scripts say."""
-    configs = {}
+    configs: dict[str, NodeConfig] = {}
     for i, node in enumerate(nodes):
         path = folder / f"d{i}.json"
         path.write_text(json.dumps(node))
-        configs[node_id(f"d{i}")] = {"script": str(path)}
-    clients = Clients(SCRIPTED, configs, {}, 1)
+        configs[f"d{i}"] = {"script": str(path)}
+    clients = Clients(SCRIPTED, {}, 1)
     parts: list[Future[None]] = []
     with ThreadPoolExecutor(4) as pool:
 
         def hand_out(task: Task) -> None:
             node = nodes[int(task.device_id[1:])]
-            parts.append(pool.submit(_device, made, clients, task, node))
+            config = configs[task.device_id]
+            parts.append(pool.submit(_device, made, clients, task, node, config))
 
         with fleets.answering(made, bell, hand_out):
             yield
@@ -273,7 +274,7 @@ def _devices(made: fr.Fleet, bell: Bell, folder: Path, nodes: Sequence[Script]) 
         part.result()
 
 
-def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
+def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script, config: NodeConfig) -> None:
     """A device's part in a round: its client's answer to the task, by the contract's bytes."""
     order = decode_task(encode_task(fr.order_of(made, task)))
     tensors: Tensors = {}
@@ -288,7 +289,7 @@ def _device(made: fr.Fleet, clients: Clients, task: Task, node: Script) -> None:
     content = flower.to_records(envelope)
     message = Message(content, node_id(task.device_id), kind, group_id=str(task.round))
     flower.set_message_id(message, task.task_id)
-    reply = clients.answer(message)
+    reply = clients.answer(message, config)
     if reply.has_error():
         known = reply.error.code == flower.ERROR_REFUSED
         fr.decline(made, task.device_id, task.task_id, reply.error.reason if known else "internal")

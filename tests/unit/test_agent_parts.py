@@ -85,6 +85,16 @@ def test_the_coordinators_clock_is_followed():
     assert clock.now_ms() == 1_000
     clock.told(700_000)
     assert clock.now_ms() == 700_000
+    clock.told(2**63 - 1)  # no time that could be stated
+    assert clock.now_ms() == 700_000
+
+
+def test_nobody_can_ask_for_a_wait_without_end():
+    waits = []
+    around = Surroundings(sleep=lambda seconds: waits.append(seconds) or True)
+    said = Failure(reason="x", message="", retry="same", retry_after_ms=2**64 - 1)
+    assert around.pause(Backoff(lambda: 0.0).next_s(said))
+    assert waits == [86_400.0]
 
 
 def test_a_pause_ends_when_the_agent_is_to_stop():

@@ -21,6 +21,7 @@ from sordino.server.report import (
     BaseCard,
     Energy,
     Epsilon,
+    Leakage,
     OtherUnit,
     SecondOpinion,
     Utility,
@@ -32,6 +33,7 @@ from sordino.server.report import (
     write_card,
     write_report,
 )
+from sordino.server.report.audit_charts import audit_charts
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import assert_paths_exist
 
@@ -104,8 +106,8 @@ def test_exported_names():
         "ClientFigures", "Cost", "Energy", "Epsilon", "Guarantee", "Leakage", "MetricFigures",
         "Noise", "OtherUnit", "RoundFigures", "Run", "RunModel", "RunReport", "SecondOpinion",
         "Utility", "UtilityFigures",
-        "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "to_json",
-        "write_card", "write_report",
+        "claim_of_run", "from_json", "measured_gain", "model_card", "render_html", "render_page",
+        "to_json", "write_card", "write_report",
     ]  # fmt: skip
     assert all(hasattr(package, name) for name in package.__all__)
 
@@ -190,7 +192,7 @@ def test_an_interval_that_is_not_finite_cannot_be_reported(report):
         ("run.model.sha256", "abc", "64 lowercase"),
         ("run.model.name", " ", "not empty"),
         ("utility.private.tokens", 0, ">= 1"),
-        ("schema_version", 3, "this release"),
+        ("schema_version", 4, "this release"),
     ],
 )
 def test_impossible_figures_are_refused(report, path, bad, words):
@@ -221,9 +223,9 @@ def test_sections_that_contradict_themselves_are_refused(report):
         ('"wall_s": 41.8', '"wall_s": true', "a number"),
         ('"data": "shakespeare"', '"data": null', "a string"),
         ('"trust": "local"', '"trust": "total"', "one of local"),
-        ('"status": "not audited"', '"status": "fine"', "one of not audited"),
+        ('"status": "audited"', '"status": "fine"', "one of not audited"),
         ('"seed": 0', '"seed": 0, "seed": 1', "each once"),
-        ('"schema_version": 2', '"schema_version": 2,,', "not valid JSON"),
+        ('"schema_version": 3', '"schema_version": 3,,', "not valid JSON"),
         ('"$.utility"', '"$.nothing"', "name a field"),
     ],
 )
@@ -517,7 +519,36 @@ def test_the_system_source_is_shown_calmly(report):
 
 
 def test_the_absent_audit_is_said_plainly(report):
-    assert "Not audited." in plain(render_html(report))
+    bare = replaced(report, "leakage", Leakage())
+    assert "Not audited." in plain(render_html(bare))
+    assert "not audited" in model_card(bare, BASE)
+
+
+def test_an_audit_stands_beside_the_guarantee(report):
+    page = plain(render_html(report))
+    assert "Audited ε ≥ 0.20 (coordinator; at most 2.38 could have been shown)" in page
+    assert "Planted codes known above chance: without privacy 12×." in page
+    assert "ALARM" not in page
+    charts = all_charts(report) | audit_charts(report)
+    keys = {"audit-bounds", "audit-roc", "audit-exposure", "audit-system-prompt"}
+    assert keys <= set(charts)
+    for key in keys:
+        assert charts[key].svg.count("<title") == 1
+        assert all(len(row) == len(charts[key].columns) for row in charts[key].rows)
+
+
+def test_an_alarm_is_loud(report):
+    page = plain(render_html(replaced(report, "leakage.alarm", True)))
+    assert "Alarm: the audit contradicts the claim." in page
+    assert "ALARM" in model_card(replaced(report, "leakage.alarm", True), BASE)
+
+
+def test_an_audit_without_canaries_says_why_there_is_no_bound(report):
+    bare = replaced(report, "leakage.bounds", ())
+    bare = replaced(bare, "leakage.none_planted", "none: a run carries what [audit] asks for")
+    page = plain(render_html(bare))
+    assert "No lower bound on ε: the run carried no canaries" in page
+    assert "Canaries: none: a run carries what [audit] asks for." in page
 
 
 def test_simulation_only_figures_are_marked(report):
@@ -645,7 +676,7 @@ def test_card_has_front_matter_and_a_privacy_section(report):
         record.composition,
         "local: each upload",
         "floating point, not hardened",
-        "not audited",
+        "audited ε",
         "not bounded",
         "Not covered by this ε",
         "PeftModel.from_pretrained(model,",

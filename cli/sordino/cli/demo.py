@@ -13,10 +13,11 @@ def demo(
     ),
     out: Path | None = typer.Option(None, "--out", help="The run's folder (default: runs/<id>)."),
 ) -> None:
-    """Fine-tune the embedded model privately over eight of Shakespeare's roles, and report.
+    """Fine-tune the embedded model privately over eight of Shakespeare's roles, audit, and report.
 
     No network, no account and no GPU are needed.
     """
+    from sordino.cli.audit import audit_demo
     from sordino.cli.simulate import load, run
 
-    run(load("demo", None, None, settings), out)
+    audit_demo(run(load("demo", None, None, settings), out))

@@ -6,6 +6,7 @@ import typer
 
 from sordino.cli import (
     adapter,
+    audit,
     bench,
     budget,
     ca,
@@ -24,6 +25,7 @@ from sordino.cli import (
     runs,
     serve,
     simulate,
+    sweep,
     watch,
 )
 from sordino.cli.entry import run
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
+app.command("sweep")(sweep.sweep)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("device")(device.device)
@@ -42,6 +45,7 @@ app.command("join")(join.join)
 app.command("leave")(join.leave)
 app.command("claim")(claim.claim)
 app.command("budget")(budget.budget)
+app.add_typer(audit.app, name="audit")
 app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")

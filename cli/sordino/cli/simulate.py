@@ -61,8 +61,12 @@ def load(
     return load_experiment(scenario_path(scenario), [*overrides, *settings])
 
 
-def run(config: ExperimentConfig | None, folder: Path | None) -> None:
-    """Simulate with progress, and show what came of it; without a configuration, resume."""
+def run(config: ExperimentConfig | None, folder: Path | None) -> Path:
+    """Simulate with progress, and show what came of it; without a configuration, resume.
+
+    Returns:
+        The run's folder.
+    """
     from sordino.cli.progress import watching
     from sordino.cli.summary import show
 
@@ -87,3 +91,4 @@ def run(config: ExperimentConfig | None, folder: Path | None) -> None:
     show(result.report, console)
     console.print(f"Report: {result.folder / 'report.html'}", soft_wrap=True, markup=False)
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
+    return result.folder

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sordino.server.report import OtherUnit, RunReport, UtilityFigures
+from sordino.server.report.audited import Audited
 from sordino.server.report.standing import against, noise_standing
 
 _COLUMNS = ("ε\nspent", "noise\nmult.", "clip\nfraction", "loss\nbefore", "loss\nafter", "gain")
@@ -76,7 +77,7 @@ def _lines(report: RunReport) -> list[Text]:
         Text(f"Gain in nats per held-out token, with 95 % intervals: {_gains(report)}."),
         Text(claim),
         Text(f"Noise: {noise.source}. {standing.note}"),
-        Text(f"Leakage: {report.leakage.status}."),
+        Text(f"Leakage: {Audited(report.leakage).short}."),
         Text(
             "Exact losses and clip fractions of clients are known to a simulation only; the "
             "baselines exist in the simulation alone and release nothing."

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sordino.client.canaries import placed_records
 from sordino.client.contract import LocalWork, NodeConfig
 from sordino.client.data.records import Record, Source
 from sordino.client.data.source import open_source, select_users
@@ -56,6 +57,8 @@ class NodeSettings:
         policy: The owner's signed policy, a TOML file; empty: the strict built-in one.
         policy_key: The public key of the policy's owner, 64 hexadecimal digits.
         noise_seed: Not negative: noise and batches are reproducible, and not private.
+        canaries: The folder of an audit that the owner agreed to; empty: none. See
+            `sordino.client.canaries`.
     """
 
     model: str = "pocket"
@@ -74,6 +77,7 @@ class NodeSettings:
     policy: str = ""
     policy_key: str = ""
     noise_seed: int = -1
+    canaries: str = ""
     micro_batch: int = 8
     checkpoint: bool = False
     memory_mb: int = 0
@@ -173,13 +177,14 @@ def open_session(config: NodeConfig) -> ClientSession:
     user = node.user or select_users(source, data)[node.partition_id]
     base, tokenizer = warm_base(_model_config(node), Path(node.cache_dir or cache_root()))
     mine = source.user(user)
+    canaries = placed_records(Path(node.canaries), data) if node.canaries else ()
     return ClientSession(
         client_id=user,
         dataset_id=mine.dataset_id,
         state_dir=Path(node.state_dir) if node.state_dir else _default_state_dir(user),
         allow_no_privacy=node.allow_no_privacy,
         base=base,
-        records=_encode(tokenizer, mine.train, data, user, "train"),
+        records=_encode(tokenizer, (*mine.train, *canaries), data, user, "train"),
         held_out=_encode(tokenizer, mine.held_out, data, user, "held-out"),
         performance=PerformanceConfig(
             micro_batch=node.micro_batch, checkpoint=node.checkpoint, memory_mb=node.memory_mb

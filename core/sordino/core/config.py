@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sordino.core.audit_config import AuditConfig
 from sordino.core.defaults import with_defaults
 from sordino.core.errors import ConfigError, expected
+from sordino.core.population import DevicesConfig, PartitionConfig
 from sordino.core.settings import build, set_by_path
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -282,11 +284,14 @@ class ExperimentConfig:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
 
@@ -300,6 +305,7 @@ class ExperimentConfig:
             "say how many users there are: the divisor must be public",
         )
         self._check_metrics()
+        self.partition.check(self.data.users, self.data.clients)
         clients = len(self.data.users) or self.data.clients
         _require(
             self.federation.min_updates <= clients,
@@ -355,7 +361,7 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> ExperimentConf
     Raises:
         ConfigError: The file can't be read, isn't TOML, or holds something impossible.
     """
-    table = _read(path)
+    table = read_toml(path)
     for assignment in overrides:
         set_by_path(table, assignment)
     return resolve_experiment(table)
@@ -367,10 +373,15 @@ def reload_experiment(path: Path) -> ExperimentConfig:
     Raises:
         ConfigError: As `load_experiment`.
     """
-    return build(ExperimentConfig, _read(path))
+    return build(ExperimentConfig, read_toml(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as it stands.
+
+    Raises:
+        ConfigError: It can't be read, or isn't TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

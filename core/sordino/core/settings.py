@@ -83,13 +83,26 @@ def set_by_path(table: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"v = {text.strip()}")["v"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    node = table
-    for key in keys[:-1]:
-        child = node.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise ConfigError(expected("--set", assignment, f"with {key} a section"))
-        node = child
-    node[keys[-1]] = value
+    put(table, path.strip(), value)
+
+
+def put(table: dict[str, Any], path: str, value: Any) -> None:
+    """Give the setting at a dotted path a value; sections on the way are made.
+
+    >>> table = {"lora": {"rank": 8}}
+    >>> put(table, "lora.alpha", 4.0)
+    >>> table
+    {'lora': {'rank': 8, 'alpha': 4.0}}
+
+    Raises:
+        ConfigError: Something on the way is a value, not a section.
+    """
+    *sections, name = path.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(expected(path, value, f"with {section} a section"))
+    table[name] = value
 
 
 def _unknown(path: str, key: str, fields: Mapping[str, object]) -> str:

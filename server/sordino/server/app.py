@@ -34,6 +34,7 @@ from sordino.core.config import ExperimentConfig, resolve_experiment
 from sordino.core.durable import write_whole
 from sordino.core.errors import ConfigError, ModelError, RoundFailedError, expected
 from sordino.core.records import AdapterManifest, Tensors, check_tensors
+from sordino.core.settings import put
 from sordino.privacy.plan import AnyPlan, CentralPlan, decode_plan
 from sordino.server.bases import file_sha256, gguf_file, read_architecture
 from sordino.server.metrics import looks_of
@@ -235,11 +236,6 @@ def _sha256_of(base: Path) -> str:
 
 
 def _put(table: dict[str, Any], key: str, value: object) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(expected(key, section, "a section"))
     # Flower's values are scalars: a list is written with commas.
     listed = key in ("lora.targets", "data.users")
-    table[name] = str(value).split(",") if listed else value
+    put(table, key, str(value).split(",") if listed else value)

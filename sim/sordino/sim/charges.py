@@ -62,12 +62,14 @@ def charges_of(
     else:
         own = exported
         most = accounting.spent(own, plan.delta)
-        worst = own[max(most, key=lambda client: most[client])]
-        steps = [entry for noted in seen[0] for entry in noted["opacus_steps"]]
+        name = max(most, key=lambda client: most[client])
+        worst = own[name]
+        noted = seen[users.index(name)]
+        steps = [entry for one in noted for entry in one["opacus_steps"]]
     spent = accounting.spent(own, plan.delta)
     return Charges(
         worst=worst,
-        spent=tuple(spent[user] for user in users),
+        spent=tuple(spent.get(user, 0.0) for user in users),  # who was never there spent nothing
         opacus_steps=tuple((sigma, rate, int(count)) for sigma, rate, count in steps),
     )
 

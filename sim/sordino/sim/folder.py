@@ -7,6 +7,7 @@ runs/<id>/
 ├── adapter/          PEFT format, with a model card
 ├── ledger.jsonl      every client's charges in the private run, verifiable; under central trust
 │                     the coordinator's
+├── audit/            of a run with canaries, or that was audited: see `sordino.sim.audit`
 └── state/            what a resumed run needs: adapters by round, clients' own folders
 """
 
@@ -59,6 +60,11 @@ class RunFolder:
         """The adapter that the run made."""
         return self.root / "adapter"
 
+    @property
+    def audit(self) -> Path:
+        """What was published of the canaries, and what the audit found."""
+        return self.root / "audit"
+
     def state(self, variant: str) -> Path:
         """What the variant needs to go on."""
         return self.root / "state" / variant
@@ -73,19 +79,39 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    @property
+    def finished(self) -> bool:
+        """Whether everything that a run leaves behind is there."""
+        return self._last("finished") is not None
+
+    @property
+    def processor_s(self) -> float | None:
+        """Processor time of a finished run."""
+        told = self._last("finished")
+        return None if told is None else float(told["processor_s"])
+
     def rounds(self, variant: str) -> list[dict[str, Any]]:
         """The variant's finished rounds, as `log` wrote them, each once and in order."""
         return self.events("round", variant)
 
     def events(self, event: str, variant: str | None = None) -> list[dict[str, Any]]:
         """The events of one name, by their round: each once, as it was last told, in order."""
-        found: dict[int, dict[str, Any]] = {}
-        if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                entry = _parse(line)
-                if entry.get("event") == event and entry.get("variant") == variant:
-                    found[entry["round"]] = entry
+        found = {
+            entry["round"]: entry
+            for entry in self._told()
+            if entry.get("event") == event and entry.get("variant") == variant
+        }
         return [found[number] for number in sorted(found)]
+
+    def _last(self, event: str) -> dict[str, Any] | None:
+        return next(
+            (entry for entry in reversed(self._told()) if entry.get("event") == event), None
+        )
+
+    def _told(self) -> list[dict[str, Any]]:
+        if not self.metrics.exists():
+            return []
+        return [_parse(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def create(config: ExperimentConfig, root: Path) -> RunFolder:

@@ -10,8 +10,9 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
+from typing import Literal
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -23,6 +24,9 @@ from sordino.sim.backends import PREPARE, Clients, Inline, NodeConfig, Pooled
 from sordino.sim.pool import Job, Outcome, WorkerPool
 
 __all__ = ["DEFAULT_APP", "FIRST_NODE_ID", "LocalGrid", "NodeConfig"]
+
+Fate = Callable[[Message], Literal["", "offline", "lost"]]
+"""What becomes of a message to a simulated device."""
 
 DEFAULT_APP = "sordino.client.app:app"
 FIRST_NODE_ID = 2  # 1 is the coordinator's, as at Flower's SuperLink
@@ -62,19 +66,20 @@ class LocalGrid(PlainGrid):
         if workers and not isinstance(app, str):
             raise ConfigError("expected app as module:name, which worker processes can import")
         super().__init__(run_id)
-        self._node_ids = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes)))
-        configs = dict(zip(self._node_ids, nodes, strict=True))
+        self._node_ids = range(FIRST_NODE_ID, FIRST_NODE_ID + len(nodes))
+        self._nodes = nodes
+        self._fate: Fate = _there
         self._stack = ExitStack()
         self._stack.enter_context(flower.quiet_flower())
         self._stack.enter_context(flower.task_identity(run_id=run_id, node_id=1))
         self._done: dict[str, Message] = {}
         self._backend: Inline | Pooled
         if workers:
-            settings = {"app": app, "nodes": configs, "run_config": run_config or {}}
-            setup = Job("", PREPARE, (json.dumps({**settings, "run_id": run_id}).encode(),))
-            self._backend = Pooled(WorkerPool(workers, threads=threads, setup=setup))
+            settings = {"app": app, "run_config": run_config or {}, "run_id": run_id}
+            setup = Job("", PREPARE, (json.dumps(settings).encode(),))
+            self._backend = Pooled(WorkerPool(workers, threads=threads, setup=setup), self._node)
         else:
-            self._backend = Inline(Clients(app, configs, run_config or {}, run_id))
+            self._backend = Inline(Clients(app, run_config or {}, run_id), self._node)
         self._stack.callback(self._backend.close)
 
     # --- Flower's Grid -------------------------------------------------------------------------
@@ -110,7 +115,23 @@ class LocalGrid(PlainGrid):
         At the timeout what hasn't begun is cancelled, and what runs on is thrown away.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._replies(set(self.push_messages(messages)), deadline)
+        fates = [(message, self._fate(message)) for message in messages]
+        asked = [message for message, fate in fates if fate != "offline"]
+        waiting = set(self.push_messages(asked))
+        lost = {message.metadata.message_id for message, fate in fates if fate == "lost"}
+        return self._replies(waiting, deadline, lost)
+
+    @contextmanager
+    def fleet(self, fate: Fate) -> Iterator[None]:
+        """Let a trace decide, while the block runs, who is there and whose answer gets lost.
+
+        Who is offline is never asked. Whose answer is lost was asked, trained and was charged.
+        """
+        before, self._fate = self._fate, fate
+        try:
+            yield
+        finally:
+            self._fate = before
 
     # --- beside Flower's -----------------------------------------------------------------------
 
@@ -183,7 +204,12 @@ class LocalGrid(PlainGrid):
     ) -> None:
         self.close()
 
-    def _replies(self, waiting: set[str], deadline: float | None) -> Iterator[Message]:
+    def _node(self, node_id: int) -> NodeConfig:
+        return self._nodes[node_id - FIRST_NODE_ID]
+
+    def _replies(
+        self, waiting: set[str], deadline: float | None, lost: set[str]
+    ) -> Iterator[Message]:
         try:
             while waiting:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -192,7 +218,9 @@ class LocalGrid(PlainGrid):
                 self._fetch(left)
                 for key in waiting.intersection(self._done):
                     waiting.discard(key)
-                    yield self._done.pop(key)
+                    reply = self._done.pop(key)
+                    if key not in lost:
+                        yield reply
         finally:
             self._backend.cancel(waiting)
 
@@ -206,6 +234,10 @@ class LocalGrid(PlainGrid):
                 flower.set_message_id(done, uuid.uuid4().hex)
                 self._done[key] = done
         return outcomes
+
+
+def _there(message: Message) -> Literal[""]:
+    return ""
 
 
 def _tell(on_done: Callable[[int], None] | None, number: int) -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 from sordino.client.device import energy_joules, resident_mb
 
 
+def processor_s() -> float:
+    """Processor time of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
+
+
 class Meter:
     """Reads peak memory and energy since it was made."""
 

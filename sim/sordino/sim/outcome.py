@@ -53,6 +53,7 @@ class Outcome:
     records: tuple[int, ...]
     before: Losses
     after: Mapping[str, Losses]
+    known: Mapping[str, rep.UtilityFigures]
     main: str
 
     def states(self) -> list[Path]:
@@ -196,7 +197,7 @@ def _utility(outcome: Outcome) -> rep.Utility:
 
     def gain(name: str) -> rep.UtilityFigures | None:
         if name not in outcome.after:
-            return None
+            return outcome.known.get(name)
         rng = np.random.default_rng(outcome.config.seed)
         return rep.measured_gain(sums, np.concatenate(outcome.after[name].sums), tokens, rng=rng)
 

@@ -2,8 +2,8 @@
 
 Processes are spawned, so each imports only what it is asked to run, and what goes through the pipes
 is bytes (nothing is pickled). A worker ignores Ctrl-C, which a terminal sends to the whole group:
-the process that started it decides when it ends. A worker that dies fails the job that it had and
-is replaced.
+the process that started it decides when it ends, and takes it along if it is killed. A worker that
+dies fails the job that it had and is replaced.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as mp
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -122,11 +123,12 @@ class WorkerPool:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             self._dispatch()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if outcomes := self._collect(left):
-                return outcomes
-            if left == 0.0 or not (self._queue or any(w.job for w in self._workers)):
+            if not (self._queue or any(worker.job for worker in self._workers)):
                 return []
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            outcomes = self._collect(left)
+            if outcomes or left == 0.0:
+                return outcomes
 
     def close(self) -> None:
         """End all workers: idle ones leave when their pipe closes, busy ones are terminated."""
@@ -247,6 +249,7 @@ def _in_environment(values: Mapping[str, str]) -> Iterator[None]:
 def _serve(pipe: Connection[Any, Any], setup: Job | None) -> None:
     """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         started = run_call(setup) if setup is not None else Outcome("")
         if started.error:
@@ -261,6 +264,14 @@ def _serve(pipe: Connection[Any, Any], setup: Job | None) -> None:
                 _send(pipe, "ok", outcome.parts)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # whoever started us is gone
+
+
+def _die_with_parent() -> None:
+    """Nobody would take what an orphan makes, and whoever begins anew may need its files."""
+    parent = parent_process()
+    if parent is not None:
+        mp.wait([parent.sentinel])
+        os._exit(1)
 
 
 def run_call(job: Job) -> Outcome:

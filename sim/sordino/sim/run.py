@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sordino.client.adapter_files import save_adapter
 from sordino.client.charged import LEDGER
+from sordino.client.data.tokens import TokenizerFile
 from sordino.client.model.registry import license_of, upstream_name
 from sordino.client.model.store import ModelFiles, cache_root, resolve_model
 from sordino.core.config import ExperimentConfig
 from sordino.privacy.ledger import export_ledgers
 from sordino.privacy.plan import CentralPlan, NoPrivacyPlan
 from sordino.server.report import BaseCard, RunReport, claim_of_run, write_card, write_report
-from sordino.sim import central, evaluation, folder, policies, population
+from sordino.sim import central, evaluation, folder, partitions, policies, population
+from sordino.sim.audit import planting
+from sordino.sim.baselines import Baselines
 from sordino.sim.evaluation import Losses
+from sordino.sim.fleet import Fleet, Trace
 from sordino.sim.folder import NO_FEDERATION, NO_PRIVACY, PRIVATE, RunFolder
-from sordino.sim.grid import LocalGrid, NodeConfig
-from sordino.sim.measure import Meter
+from sordino.sim.grid import LocalGrid
+from sordino.sim.measure import Meter, processor_s
 from sordino.sim.outcome import Outcome, make_report
 from sordino.sim.population import Population
 from sordino.sim.progress import Progress, Silent
+from sordino.sim.updates import keep_updates
 from sordino.sim.variants import (
     TITLES,
     Base,
@@ -51,6 +58,7 @@ def simulate(
     config: ExperimentConfig,
     out: Path | None = None,
     *,
+    baselines: Baselines | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SimulationResult:
@@ -59,11 +67,13 @@ def simulate(
     Args:
         config: The experiment.
         out: The run's folder, new or empty; None: ``runs/<id>``.
+        baselines: Which are run, and whose figures are known already; None: both are run, or with
+            ``trust = "none"``, where the run is a baseline itself, neither.
         cache: The model cache; None: the user's.
         progress: Who is told of it.
 
     Returns:
-        The run's folder and report. With ``trust = "none"`` only the run without privacy is made.
+        The run's folder and report.
 
     Raises:
         ConfigError: The configuration or the folder is refused, before anything runs.
@@ -72,9 +82,11 @@ def simulate(
         RoundFailedError: A round ended with too few valid updates.
     """
     cache = cache or cache_root()
-    files, people = _open(config, cache)
+    dealt = partitions.deal(config, cache)
+    files, people = _open(dealt.config, cache)
     run = folder.create(config, out or Path("runs") / folder.new_run_id())
-    return _execute(config, run, files, people, cache, progress or Silent())
+    dealt.keep(run.root)
+    return _execute(dealt.config, run, baselines, files, people, cache, progress or Silent())
 
 
 def resume_run(
@@ -99,8 +111,9 @@ def resume_run(
     """
     cache = cache or cache_root()
     run, config = folder.reopen(root)
+    config = partitions.deal(config, cache).config
     files, people = _open(config, cache)
-    return _execute(config, run, files, people, cache, progress or Silent())
+    return _execute(config, run, None, files, people, cache, progress or Silent())
 
 
 def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population]:
@@ -111,18 +124,22 @@ def _open(config: ExperimentConfig, cache: Path) -> tuple[ModelFiles, Population
 def _execute(
     config: ExperimentConfig,
     run: RunFolder,
+    baselines: Baselines | None,
     files: ModelFiles,
     people: Population,
     cache: Path,
     progress: Progress,
 ) -> SimulationResult:
+    began = processor_s()
     progress.say(f"Run {run.run_id} in {run.root}")
     for note in people.notes:
         progress.say(note)
+    planting.plant(config, run, people.users, TokenizerFile.load(files.tokenizer))
     base = Base(files.name, upstream_name(files.name), files.sha256, files.config)
     simulation = _Simulation(
         config=config,
         run=run,
+        baselines=baselines or Baselines.usual(config),
         base=base,
         quantization=files.quantization,
         users=people.users,
@@ -135,6 +152,7 @@ def _execute(
     if config.privacy.trust != "none" and not config.privacy.seeded_noise:
         write_report(report, run.root, claim_of_run(run.root))
     write_card(report, _base_card(files), run.adapter)
+    run.log("finished", processor_s=processor_s() - began)
     return SimulationResult(run.root, report)
 
 
@@ -150,6 +168,7 @@ def _base_card(files: ModelFiles) -> BaseCard:
 class _Simulation:
     config: ExperimentConfig
     run: RunFolder
+    baselines: Baselines
     base: Base
     quantization: str
     users: tuple[str, ...]
@@ -158,8 +177,8 @@ class _Simulation:
     progress: Progress
 
     def execute(self) -> RunReport:
-        names = [NO_PRIVACY] if self._main == NO_PRIVACY else [PRIVATE, NO_PRIVACY, NO_FEDERATION]
-        nodes = [node for name in names for node in self._nodes(name)]
+        names = [self._main, *self.baselines.run]
+        nodes = population.Blocks([self._nodes(name) for name in names])
         with LocalGrid(nodes, workers=self.config.performance.workers) as grid:
             before = self._evaluate(grid, "base model", [None] * len(self.users))
             after: dict[str, Losses] = {}
@@ -179,6 +198,7 @@ class _Simulation:
                 records=self.records,
                 before=before,
                 after=after,
+                known=self.baselines.known,
                 main=self._main,
             )
         )
@@ -187,7 +207,7 @@ class _Simulation:
     def _main(self) -> str:
         return NO_PRIVACY if self.config.privacy.trust == "none" else PRIVATE
 
-    def _nodes(self, name: str) -> list[NodeConfig]:
+    def _nodes(self, name: str) -> population.Nodes:
         variant = self._variant(name, range(0))
         plan = variant.plan()
         return population.node_configs(
@@ -197,6 +217,7 @@ class _Simulation:
             cache=self.cache,
             without_privacy=isinstance(plan, NoPrivacyPlan),
             policy=policies.simulated_policy(plan, self.run, variant.metric()),
+            canaries=partial(planting.node_canaries, self.run),
         )
 
     def _variant(self, name: str, nodes: range) -> Variant:
@@ -208,17 +229,22 @@ class _Simulation:
             adapters = run_alone(variant, grid, self.progress)
             return self._evaluate(grid, TITLES[variant.name], adapters)
         seen: dict[int, Losses] = {}
+        trace = self._trace(variant)
 
         def after_round(number: int) -> dict[str, object]:
             started = time.monotonic()
             path = self.run.round_adapter(variant.name, number)
             seen[number] = self._evaluate(grid, "", [path] * len(self.users))
             plan = variant.plan()
+            if self.config.audit.plants:
+                keep_updates(self.run, variant.name, plan, number, self._states(variant.name))
             observed = (
                 central.observe(plan, number, self._states(variant.name))
                 if isinstance(plan, CentralPlan)
                 else {}
             )
+            if trace is not None:
+                trace.note(number, variant.trained_bytes(number))
             return {
                 **observed,
                 "loss": seen[number].overall(),
@@ -227,13 +253,21 @@ class _Simulation:
                 **meter.read(),
             }
 
-        tensors = run_federation(variant, grid, self.progress, after_round)
+        with grid.fleet(trace.fate) if trace is not None else nullcontext():
+            tensors = run_federation(variant, grid, self.progress, after_round)
         last = variant.steps[0]
         if last not in seen:  # a resumed run whose rounds were all done
             save_adapter_of(variant, last, tensors)
             path = self.run.round_adapter(variant.name, last)
             seen[last] = self._evaluate(grid, TITLES[variant.name], [path] * len(self.users))
         return seen[last]
+
+    def _trace(self, variant: Variant) -> Trace | None:
+        if not self.config.devices.classes:
+            return None
+        states = self._states(variant.name)
+        fleet = Fleet(self.config.devices)
+        return Trace(fleet, self.run, variant.name, variant.nodes[0], states)
 
     def _evaluate(self, grid: LocalGrid, title: str, adapters: Sequence[Path | None]) -> Losses:
         if title:

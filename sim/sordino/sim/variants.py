@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 
 from sordino.client.adapter_files import save_adapter
-from sordino.core.adapters import adapter_manifest, initial_adapter
+from sordino.core.adapters import adapter_manifest, initial_adapter, trained_manifest
 from sordino.core.config import ExperimentConfig, TrainConfig
 from sordino.core.errors import RoundFailedError
 from sordino.core.records import Tensors
@@ -165,6 +165,12 @@ class Variant:
         if isinstance(self.plan(), NoPrivacyPlan) and config.privacy.trust != "none":
             return config.baseline.applied_to(config.train)
         return config.train
+
+    def trained_bytes(self, number: int) -> int:
+        """What one client's update of a round holds, names left aside."""
+        manifest = adapter_manifest(self.base.architecture, self.config.lora)
+        trained = trained_manifest(manifest, self.config.lora.aggregation, number)
+        return 4 * trained.parameter_count
 
     def initial(self) -> Tensors:
         """The public adapter that every variant starts from."""

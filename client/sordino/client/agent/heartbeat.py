@@ -7,6 +7,7 @@ import threading
 
 from sordino.client.agent.link import CallError
 from sordino.client.agent.tasks import Desk
+from sordino.client.agent.timing import MOST_WAIT_S
 from sordino.protos.v1 import fleet_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Heart:
 
     def start(self, interval_s: float) -> None:
         """Begin to beat, or beat at another interval from the next beat on."""
-        self._interval_s = interval_s
+        self._interval_s = min(interval_s, MOST_WAIT_S)
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._thread.start()

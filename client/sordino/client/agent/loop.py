@@ -30,6 +30,7 @@ from sordino.core.errors import ContractError, TrustError
 from sordino.privacy.policy import Conditions
 from sordino.protos.v1 import fleet_pb2
 
+MOST_WAIT_MS: Final = 3_600_000  # the contract's
 NOT_NOW_S: Final = 60.0
 """How long an agent waits before it looks again whether its owner lets it work now."""
 _LOG = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Agent:
         self._clock.told(terms.now_unix_ms)
         if terms.HasField("known_ledger_head"):
             self._check_ledger(ledger, terms)
-        self._wait_ms = terms.max_wait_ms
+        self._wait_ms = min(terms.max_wait_ms, MOST_WAIT_MS)
         self.desk.chunk_bytes = terms.chunk_bytes
         self.desk.at("hello:answered")
         self.heart.start(terms.heartbeat_interval_ms / 1000)

@@ -266,7 +266,11 @@ def _adapter(desk: Desk, order: TaskOrder) -> Tensors:
     base = desk.cache.find(order.base, BASE_SUFFIX)
     kind = common_pb2.ARTEFACT_KIND_ADAPTER
     path = _fetch(desk, order.adapter, kind, needed=[base] if base else [])
-    return contract.decode_adapter(path.read_bytes(), order.adapter)
+    try:
+        return contract.decode_adapter(path.read_bytes(), order.adapter)
+    except ContractError:
+        path.unlink()  # what is wrong with it isn't kept for the next time
+        raise
 
 
 def _fetch_base(desk: Desk, base: Artefact) -> Path:

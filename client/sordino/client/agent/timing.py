@@ -16,6 +16,8 @@ from sordino.core.contract import Failure
 
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 300.0
+MOST_WAIT_S: Final = 86_400.0
+_MOST_MS: Final = 1 << 53
 
 
 def _wall_ms() -> int:
@@ -30,19 +32,19 @@ class Surroundings:
         stop: Set when the agent is to end; it ends every wait.
         wall_ms: The device's own clock, which may be wrong.
         elapsed_s: A clock that only goes on.
-        pause: Wait so many seconds, or until `stop`; whether to stop.
+        sleep: Wait so many seconds, or until `stop`; whether to stop. None: wait for `stop`.
         chance: A number in [0, 1), for the random part of a wait. Nothing private depends on it.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
     wall_ms: Callable[[], int] = _wall_ms
     elapsed_s: Callable[[], float] = time.monotonic
-    pause: Callable[[float], bool] = field(default=None)  # type: ignore[assignment]
+    sleep: Callable[[float], bool] | None = None
     chance: Callable[[], float] = random.random
 
-    def __post_init__(self) -> None:
-        if self.pause is None:
-            object.__setattr__(self, "pause", self.stop.wait)
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, a day at most whoever asks for more; whether to stop."""
+        return (self.sleep or self.stop.wait)(min(seconds, MOST_WAIT_S))
 
 
 class FleetClock:
@@ -61,8 +63,8 @@ class FleetClock:
         return self._wall_ms() + self._ahead_ms
 
     def told(self, now_unix_ms: int) -> None:
-        """Take the coordinator's word for the time; 0: it said nothing."""
-        if now_unix_ms:
+        """Take the coordinator's word for the time; 0: it said nothing. Absurd times are none."""
+        if 0 < now_unix_ms < _MOST_MS:
             self._ahead_ms = now_unix_ms - self._wall_ms()
 
 

@@ -143,7 +143,10 @@ class Engine:
 
     def start_loss(self) -> float:
         """Of the base, since B = 0."""
-        sums = evaluate(self.base.decoder, None, self.rows)
+        # As few at once as in the steps: what an evaluation takes would be the process' peak.
+        sums = evaluate(
+            self.base.decoder, None, self.rows, micro_batch=self.performance.micro_batch
+        )
         return float(sums[:, 0].sum() / sums[:, 1].sum())
 
     def open_plan(self, source: NoiseSource) -> RoundMechanism:

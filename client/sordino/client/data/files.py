@@ -59,6 +59,15 @@ def load(path: Path, user_column: str) -> Loaded:
     return Loaded({user: tuple(some) for user, some in records.items()}, dict(skipped))
 
 
+def usable(row: Mapping[str, Any], where: str) -> bool:
+    """Whether a row has words to learn, whoever its user is.
+
+    Raises:
+        DataError: It is no row of a dataset.
+    """
+    return _record(row, where) is not None
+
+
 def data_files(path: Path) -> tuple[Path, ...]:
     """The files to read: the path itself, or a dataset's files (its train split if it has one).
 

@@ -11,11 +11,13 @@ from sordino.client.data.records import Record, Source, UserData, dataset_id, or
 from sordino.core.config import DataConfig
 from sordino.core.errors import DataError
 
+SHAKESPEARE = "shakespeare"
+
 
 class ShakespeareSource:
     """Speaking roles as users; without names, those of the demo's plays."""
 
-    label = "shakespeare"
+    label = SHAKESPEARE
     notes: tuple[str, ...] = ()
 
     def __init__(self, config: DataConfig) -> None:
@@ -82,7 +84,7 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         DataError: It can't be read, or holds nothing usable.
     """
-    return ShakespeareSource(config) if config.source == "shakespeare" else FileSource(config)
+    return ShakespeareSource(config) if config.source == SHAKESPEARE else FileSource(config)
 
 
 def select_users(source: Source, config: DataConfig) -> tuple[str, ...]:

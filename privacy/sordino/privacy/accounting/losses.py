@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,11 @@ def merged_epsilon(
     merged: Sequence[Gaussians], delta: float, group_size: int = 1, widen: float = 1.0
 ) -> float:
     """ε of joined mechanisms, rounded up; `widen` makes the grid coarser, and the bound looser."""
+    return _epsilon(tuple(merged), delta, group_size, widen)
+
+
+@lru_cache(maxsize=1024)  # a run, its report and its claim ask the same, and so does the next seed
+def _epsilon(merged: tuple[Gaussians, ...], delta: float, group_size: int, widen: float) -> float:
     if not merged:
         return 0.0
     interval = _interval(merged, group_size) * widen

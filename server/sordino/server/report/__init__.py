@@ -7,7 +7,8 @@ from sordino.server.report.card import BaseCard, model_card, write_card
 from sordino.server.report.claim import claim_of_run
 from sordino.server.report.codec import from_json, to_json
 from sordino.server.report.figures import measured_gain
-from sordino.server.report.html import render_html, write_report
+from sordino.server.report.html import render_html, render_page, write_report
+from sordino.server.report.leakage import Leakage
 from sordino.server.report.schema import (
     KNOWN_TO_A_SIMULATION,
     PRIVATE_TO_A_COORDINATOR,
@@ -17,7 +18,6 @@ from sordino.server.report.schema import (
     Energy,
     Epsilon,
     Guarantee,
-    Leakage,
     MetricFigures,
     Noise,
     OtherUnit,
@@ -56,6 +56,7 @@ __all__ = [
     "measured_gain",
     "model_card",
     "render_html",
+    "render_page",
     "to_json",
     "write_card",
     "write_report",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sordino.server.report import formats
+from sordino.server.report.audited import Audited
 from sordino.server.report.files import write_atomically
 from sordino.server.report.html import other_bound
 from sordino.server.report.schema import RunReport
@@ -120,7 +121,7 @@ def _privacy(report: RunReport) -> str:
         ("Trust model", trust_in_words(claim.trust)),
         ("Noise source", f"{report.noise.source}. {standing.note}"),
         ("Noise multiplier, clip norm", _mechanism(report)),
-        ("Audited leakage", report.leakage.status),
+        ("Audited leakage", Audited(report.leakage).short),
     )
     table = "\n".join(f"| {name} | {_md(value)} |" for name, value in rows)
     return f"## Privacy\n\n{headline}\n\n| | |\n|---|---|\n{table}\n\n{_not_covered(report)}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sordino.core.errors import ReportError, expected
-from sordino.server.report.schema import RunReport
+from sordino.server.report.schema import SCHEMA_VERSION, RunReport
 
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
@@ -39,6 +39,10 @@ def from_json(text: str) -> RunReport:
         tree = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ReportError(f"report.json is not valid JSON: {error}") from error
+    number = tree.get("schema_version") if isinstance(tree, dict) else None
+    if isinstance(number, int) and number != SCHEMA_VERSION:  # before a key that it lacks is named
+        required = f"{SCHEMA_VERSION}, the version that this release reads"
+        raise ReportError(expected("schema_version", number, required))
     report = _decode(RunReport, tree, "$")
     assert_paths_exist(report.simulation_only)
     return typing.cast(RunReport, report)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sordino.privacy.claims import Claim
 from sordino.server.report import formats
+from sordino.server.report.audit_charts import audit_charts
+from sordino.server.report.audited import Audited
 from sordino.server.report.charts import all_charts
 from sordino.server.report.codec import from_json, to_json
 from sordino.server.report.curve_chart import curve_chart
@@ -34,29 +36,41 @@ def render_html(report: RunReport, claim: Claim | None = None) -> str:
         report: As `from_json` gives it.
         claim: What the run's ledger bears out, if it was asked.
     """
-    # Here, so that an auditor's install, which prints claims and no pages, does without it.
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+    charts = {**all_charts(report), **audit_charts(report)}
+    if claim is not None and (curve := curve_chart(claim)) is not None:
+        charts[curve.key] = curve
+    return render_page(
+        "report.html.j2",
+        report=report,
+        charts=charts,
+        view=View(report),
+        audited=Audited(report.leakage),
+        claim=claim.rows() if claim is not None else (),
+        started=_moment(report.run.started_at),
+    )
 
+
+def render_page(template: str, *packages: str, **values: object) -> str:
+    """A page with the reports' look: everything escaped, the style sheet within.
+
+    Args:
+        template: Its name.
+        packages: Whose templates are there beside this package's own.
+        values: What the template is given, beside `n`, how figures are written, and `css`.
+    """
+    # Here, so that an auditor's install, which prints claims and no pages, does without it.
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
+    loader = ChoiceLoader([PackageLoader(name) for name in (*packages, "sordino.server.report")])
     environment = Environment(
-        loader=PackageLoader("sordino.server.report"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    source, _, _ = PackageLoader("sordino.server.report").get_source(environment, "report.css")
-    charts = all_charts(report)
-    if claim is not None and (curve := curve_chart(claim)) is not None:
-        charts[curve.key] = curve
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        charts=charts,
-        n=formats,
-        view=View(report),
-        claim=claim.rows() if claim is not None else (),
-        started=_moment(report.run.started_at),
-        css=source,
-    )
+    css, _, _ = loader.get_source(environment, "report.css")
+    page = environment.get_template(template).render(n=formats, css=css, **values)
     return page.lstrip() + "\n"
 
 
@@ -289,7 +303,8 @@ def other_bound(report: RunReport) -> str:
 
 def alone(report: RunReport) -> str:
     """What a client without federation does."""
-    if report.guarantee.unit == "user":  # it has no coordinator to trust, and publishes nothing
+    # It has no coordinator to trust, and publishes nothing; or its run is a baseline itself.
+    if report.guarantee.unit == "user" or report.guarantee.trust == "none":
         return "each client alone, without noise, as nothing leaves it"
     return "each client alone and private"
 

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from sordino.core.errors import ReportError, expected
 from sordino.core.stats import Interval
+from sordino.server.report.leakage import Leakage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 KNOWN_TO_A_SIMULATION = (
     "$.noise.clip_fraction",
@@ -27,6 +28,7 @@ KNOWN_TO_A_SIMULATION = (
     "$.clients[*].loss_before",
     "$.clients[*].loss_after",
     "$.rounds[*].loss",
+    "$.leakage.attacks[*]",
 )
 
 PRIVATE_TO_A_COORDINATOR = (
@@ -230,13 +232,6 @@ class Utility:
     private: UtilityFigures | None
     no_privacy: UtilityFigures | None
     no_federation: UtilityFigures | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leakage:
-    """The lower bound that an audit saw. This version of the schema knows only its absence."""
-
-    status: Literal["not audited"] = "not audited"
 
 
 @dataclass(frozen=True, kw_only=True)
