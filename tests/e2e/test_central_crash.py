@@ -126,7 +126,7 @@ def start(folder, kill_at=""):
 
 def run(folder, kill_at=""):
     child = start(folder, kill_at)
-    child.join(60)
+    child.join(300)
     return child.exitcode
 
 
@@ -224,6 +224,6 @@ def test_killed_at_random_moments(tmp_path):
 def test_two_coordinators_of_one_run_draw_once(tmp_path):
     children = [start(tmp_path) for _ in range(3)]
     for child in children:
-        child.join(60)
+        child.join(300)
     check(tmp_path)
     assert sum(child.exitcode == 0 for child in children) >= 1

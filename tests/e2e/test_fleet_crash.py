@@ -137,7 +137,7 @@ class Coordinator:
             self.pipe.send((name, args))
             return self.pipe.recv()
         except (EOFError, ConnectionError):
-            self.process.join(30)
+            self.process.join(300)
             assert self.process.exitcode == -signal.SIGKILL
             self.process, self.deaths = None, self.deaths + 1
             raise EOFError(name) from None
