@@ -117,8 +117,15 @@ def test_where_nothing_was_learnt_nothing_is_seen(overfit, cache):
     assert untrained.low <= 0.5 <= untrained.high
 
 
-def test_a_private_run_is_audited_and_an_outsider_agrees(private, tmp_path):
-    done = sordino(private, home=tmp_path)
+@pytest.fixture(scope="module")
+def audited(private, tmp_path_factory):
+    """The private run after `sordino audit RUN`: what it printed, and what it wrote."""
+    done = sordino(private, home=tmp_path_factory.mktemp("home"))
+    return done, decode_audit((private / "audit.json").read_bytes())
+
+
+def test_a_private_run_is_audited_into_its_report(private, audited):
+    done, audit = audited
     assert done.exit_code == 0, done.output
     assert ", quick: all but the attacks on prompts; about" in done.output  # said first
     report = from_json((private / "report.json").read_text())
@@ -130,59 +137,55 @@ def test_a_private_run_is_audited_and_an_outsider_agrees(private, tmp_path):
     page = (private / "report.html").read_text()
     for text in ("Membership inference, attack reference", "Exposure of planted codes"):
         assert text in page
-    key = (json.loads((bundle_of(private) / "bundle.json").read_text()))["public_key"]
-    again = sordino("verify", bundle_of(private), "--key", key, home=tmp_path)
+    for entry in entries(audit, Exposure):  # planted codes beside those that stayed out
+        assert set(entry.measure.repetitions) <= {0, 1, 3}
+        assert len(entry.measure.ranks) == 4
+
+
+def test_an_outsider_agrees_and_finds_a_changed_score(private, audited, tmp_path):
+    _, audit = audited
+    bundle = bundle_of(private)
+    key = json.loads((bundle / "bundle.json").read_text())["public_key"]
+    again = sordino("verify", bundle, "--key", key, home=tmp_path)
     assert again.exit_code == 0, again.output
-    other = sordino("verify", bundle_of(private), "--key", "0" * 64, home=tmp_path)
-    assert other.exit_code == 1
+    path = bundle / "audit.json"
+    kept = path.read_bytes()
+    score = repr(next(e for e in entries(audit, OneRun)).measure.scores[0])
+    path.write_bytes(kept.replace(score.encode(), b"123.5", 1))
+    wrong = sordino("verify", bundle, "--key", "0" * 64, home=tmp_path)
+    path.write_bytes(kept)
+    assert wrong.exit_code == 1
+    assert "DEFECT audit.json is not what was signed" in wrong.output
+    assert "DEFECT the bundle is not signed by the key 000000000000" in wrong.output
 
 
-def test_an_audit_opens_no_coin_before_the_scores_are_sealed(private, cache, monkeypatch):
-    seen = []
-    from sordino.sim.audit import run
-
-    def watched(*arguments):
-        seen.append((private / "audit" / "sealed.sha256").read_text().strip())
-        return honest(*arguments)
-
-    honest = run.open_coins
-    (private / "audit" / "sealed.sha256").unlink(missing_ok=True)
-    monkeypatch.setattr(run, "open_coins", watched)
-    audit = audit_run(private, "quick", cache=cache).audit
-    assert seen == [audit.context["sealed"]]
-
-
-def test_a_stopped_audit_goes_on_where_it_was(private, cache, monkeypatch):
-    first = audit_run(private, "quick", cache=cache).audit
+def test_a_stopped_audit_goes_on_and_opens_no_coin_before_the_seal(
+    private, audited, cache, monkeypatch
+):
     from sordino.sim.audit import deployed, run
+
+    seal, seen, honest = private / "audit" / "sealed.sha256", [], run.open_coins
 
     def never(*arguments, **settings):
         raise AssertionError("a finished part ran again")
 
+    def watched(*arguments):
+        seen.append(seal.read_text().strip())
+        return honest(*arguments)
+
     for part in ("sights", "code_ranks", "suffixes", "inversions"):
         monkeypatch.setattr(run, part, never)
     monkeypatch.setattr(deployed, "membership", never)
+    monkeypatch.setattr(run, "open_coins", watched)
+    seal.unlink()
     again = audit_run(private, "quick", cache=cache).audit
-    assert again.entries == first.entries
+    assert again.entries == audited[1].entries
+    assert seen == [again.context["sealed"]]
 
 
-def test_a_changed_score_is_found(private, cache, tmp_path):
-    assert sordino(private, home=tmp_path).exit_code == 0
-    path = bundle_of(private) / "audit.json"
-    kept = path.read_bytes()
-    audit = decode_audit(kept)
-    score = repr(next(e for e in entries(audit, OneRun)).measure.scores[0])
-    path.write_bytes(kept.replace(score.encode(), b"123.5", 1))
-    wrong = sordino("verify", bundle_of(private), home=tmp_path)
-    path.write_bytes(kept)
-    assert wrong.exit_code == 1
-    assert "DEFECT audit.json is not what was signed" in wrong.output
-
-
-def test_a_lower_bound_above_the_claim_is_a_red_alarm(private, cache, tmp_path):
+def test_a_lower_bound_above_the_claim_is_a_red_alarm(private, audited, tmp_path):
     """The scores of somebody who knew every coin, under a claim of ε ≤ 1."""
-    audit = audit_run(private, "quick", cache=cache).audit
-    known = entries(audit, OneRun)[0].measure
+    known = entries(audited[1], OneRun)[0].measure
     (path,) = (private / "audit" / "parts").glob("canaries-private-*.json")
     kept = path.read_text()
     sights = json.loads(kept)
@@ -196,13 +199,6 @@ def test_a_lower_bound_above_the_claim_is_a_red_alarm(private, cache, tmp_path):
     assert done.exit_code == verified.exit_code == 3
     assert "RED ALARM" in verified.output
     assert "the audit contradicts the claim" in page
-
-
-def test_exposure_sets_planted_codes_against_those_that_stayed_out(private, cache):
-    audit = audit_run(private, "quick", cache=cache).audit
-    for entry in entries(audit, Exposure):
-        assert set(entry.measure.repetitions) <= {0, 1, 3}
-        assert len(entry.measure.ranks) == 4
 
 
 def test_what_cannot_be_audited_is_said(tmp_path):
