@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sordino.server.report import from_json
+from sordino.server.report import Leakage, from_json
 from sordino.sim.baselines import without_privacy
 from sordino.sim.scenarios import experiment
 from sordino.sim.sweeps import Cell, Finished, SweepResult
@@ -48,6 +48,7 @@ def run(folder, whole, config, point):
             ),
             noise=replace(whole.noise, noise_multiplier=1.0 + 4.0 / config.privacy.epsilon),
             utility=replace(whole.utility, private=moved),
+            leakage=Leakage(),
         ),
         beside=whole,
         processor_s=3.0,

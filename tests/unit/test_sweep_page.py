@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-from support.sweeps import swept
+from support.sweeps import REPORT, swept
 
+from sordino.server.report import from_json
 from sordino.sim.partitions import Holdings
 from sordino.sim.sweeps import charts
 from sordino.sim.sweeps.holdings import holdings_charts
@@ -84,18 +84,14 @@ def test_leakage_is_drawn_where_runs_were_audited(tmp_path):
     assert charts.leakage_charts(result) == []
     assert "Not audited." in render(result)
 
-    def audited(run):
-        bounds = tuple(
-            SimpleNamespace(label=label, epsilon_lower=lower)
-            for label, lower in (("private", 0.4), ("private", 0.2), ("without privacy", 9.0))
-        )
-        leakage = SimpleNamespace(status="audited", whole=bounds)
-        return replace(run, report=replace(run.report, leakage=leakage))
-
-    seen = replace(result, runs=tuple(map(audited, result.runs)))
+    found = from_json(REPORT.read_text("utf-8")).leakage
+    lower = max(bound.epsilon_lower for bound in found.whole if bound.label == "private")
+    audited = [replace(r, report=replace(r.report, leakage=found)) for r in result.runs]
+    seen = replace(result, runs=tuple(audited))
     (chart,) = charts.leakage_charts(seen)
-    assert {row[2] for row in chart.rows} == {"+0.400"}
-    assert rows(seen)[0]["audited_epsilon_lower"] == 0.4
+    assert {row[2] for row in chart.rows} == {f"+{lower:.3f}"}
+    assert lower > 0
+    assert rows(seen)[0]["audited_epsilon_lower"] == lower
     assert "Audited lower bound against ε" in render(seen)
 
 

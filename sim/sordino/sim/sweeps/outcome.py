@@ -64,7 +64,7 @@ class Finished:
     @property
     def leaked(self) -> float | None:
         """The most that an audit saw of the private run: a lower bound on its ε."""
-        whole = getattr(self.report.leakage, "whole", ())  # of an audit's last round
+        whole = self.report.leakage.whole
         seen = [bound.epsilon_lower for bound in whole if bound.label == "private"]
         return max(seen, default=None)
 
