@@ -118,6 +118,7 @@ def test_an_app_that_makes_no_message() -> None:
 
 @only_workers
 def test_workers_ignore_ctrl_c(farm: LocalFarm) -> None:
+    farm.grid.map("support.jobs:double", [b"1"] * 16)  # one that replaces a dead one is up, too
     before = farm.grid.worker_process_ids
     for pid in before:
         os.kill(pid, signal.SIGINT)

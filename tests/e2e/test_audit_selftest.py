@@ -24,9 +24,10 @@ def test_every_fault_is_caught_and_the_real_mechanism_raises_no_alarm(tmp_path):
         assert trial.broken["alarm"], fault
         assert not trial.real["alarm"], fault
         assert trial.passed
-    for fault in ("noise at a tenth of what was accounted", "no clipping"):
-        broken = found[fault].broken
-        assert broken["epsilon_lower"] >= 0.6 * broken["ceiling"], fault
+    # Little noise is as good as none: there the bound comes near what the guesses could show. What
+    # the other faults let be seen depends on the batches that were drawn.
+    broken = found["noise at a tenth of what was accounted"].broken
+    assert broken["epsilon_lower"] >= 0.6 * broken["ceiling"]
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_sweep_leaves_its_runs_a_table_and_a_report(swept):
         held = {path.name for path in run.folder.iterdir()}
         assert held == {
             "config.toml", "metrics.jsonl", "report.json", "report.html", "adapter",
-            "ledger.jsonl", "state",
+            "ledger.jsonl", "state", "audit",
         }  # fmt: skip
         assert RunFolder(run.folder, "").processor_s > 0
 

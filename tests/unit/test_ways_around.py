@@ -251,7 +251,15 @@ def test_only_the_plan_samples_and_draws():
     assert users
     # The benchmark's source hands the system's noise on, and nothing but the benchmark imports it.
     timed = "client/sordino/client/bench/ours.py"
-    assert {user for user in users if not user.startswith(inside)} == {timed}
+    # The self-test's faults are wrong on purpose, and nothing but the self-test imports them.
+    broken = "sim/sordino/sim/audit/broken.py"
+    assert {user for user in users if not user.startswith(inside)} == {timed, broken}
+    assert [
+        path.name
+        for folder in ("core", "privacy", "client", "server", "sim", "cli")
+        for path in (ROOT / folder).rglob("*.py")
+        if "audit.broken" in path.read_text(encoding="utf-8")
+    ] == ["selftest.py"]
     assert not [
         str(path)
         for folder in ("core", "privacy", "client", "server", "sim", "cli")
