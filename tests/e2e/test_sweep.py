@@ -262,7 +262,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(tmp_pat
     assert {path: done[path] for path in kept} == kept
     for cell in (tmp_path / "cut" / "cells").iterdir():  # nothing was charged twice
         states = [json.loads(row)["state"] for row in (cell / "ledger.jsonl").open()]
-        assert states.count("reserve") == states.count("release") == 2 * 2
+        assert states.count("reserve") == states.count("released") == 2 * 2
 
     with started(tmp_path, "whole") as whole:
         said, _ = whole.communicate(timeout=PATIENCE_S)

@@ -150,7 +150,7 @@ def _canaries(
     client could otherwise recompute what another one carries.
     """
     audit = config.audit
-    seed = config.seed if config.privacy.seeded_noise else secrets.randbits(128)
+    seed = config.seed if _seeded(config) else secrets.randbits(128)
     wording = Wording(tokenizer, np.random.default_rng([seed, *b"canaries"]))
     seen: set[str] = set()
 
@@ -190,11 +190,16 @@ def _rules(config: ExperimentConfig, total: int) -> tuple[Guessing, ...]:
 
 
 def _randomness(config: ExperimentConfig, run: RunFolder) -> Random:
-    if not config.privacy.seeded_noise:
+    if not _seeded(config):
         return secrets.token_bytes
     key = hashlib.sha256(f"sordino audit {config.seed} {run.run_id}".encode()).digest()
     count = itertools.count()
     return lambda size: hashlib.shake_256(key + next(count).to_bytes(8, "big")).digest(size)
+
+
+def _seeded(config: ExperimentConfig) -> bool:
+    """Whether the run makes no claim that coins could be held against."""
+    return config.privacy.seeded_noise or config.privacy.trust == "none"
 
 
 def _write_secret(path: Path, table: object) -> None:
